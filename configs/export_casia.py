@@ -1,0 +1,36 @@
+# Deployment: the trained FaceMAE reconstructs CASIA-WebFace (section 3.1, appendix A.1), 490,000 faces, 10,572 identities.
+#
+#   tools/dist_test.sh configs/export_casia.py work_dirs/facemae_vitb_webface/epoch_200.pth 8
+#
+# The same recipe exports plain MAE's reconstructions: give its checkpoint and another release_dir. Not run by this
+# project at this size.
+_base_ = './facemae_vitb_webface.py'
+
+deploy_faces = '{{$FACEMAE_DEPLOY_FACES:data/casia-webface/train.rec}}'
+release_dir = '{{$FACEMAE_RELEASE_DIR:work_dirs/release/casia_facemae}}'
+mask_secret = '{{$FACEMAE_MASK_SECRET:work_dirs/private/mask_secret}}'  # drawn at first use; keep it, and keep it secret
+needs = dict(
+    deploy_faces='the aligned faces to protect: a train.rec or a folder of identity folders '
+    '(--cfg-options deploy_faces=PATH)',
+)
+
+test_dataloader = dict(
+    batch_size=256,
+    num_workers=8,
+    persistent_workers=False,
+    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),  # no face twice
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='FaceRecordDataset',
+        source=deploy_faces,
+        pipeline=[
+            dict(type='LoadFace', size=112),
+            dict(type='FaceMask', patch_size=8, mask_ratio=0.75, fresh=False, secret=mask_secret),
+            dict(type='PackInputs', meta_keys=('img_key',)),
+        ],
+    ),
+)
+test_cfg = dict()
+test_evaluator = []
+
+custom_hooks = [dict(type='ReconstructionExportHook', out_dir=release_dir)]

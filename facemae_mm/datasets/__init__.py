@@ -1,0 +1,16 @@
+"""Faces in: sources, datasets and the transforms that load and mask."""
+
+from .face_dataset import FaceRecordDataset
+from .face_mask import FaceMask
+from .face_source import FaceSource, open_faces
+from .load_face import LoadFace
+from .verification_pairs import VerificationPairs
+
+__all__ = [
+    'FaceMask',
+    'FaceRecordDataset',
+    'FaceSource',
+    'LoadFace',
+    'VerificationPairs',
+    'open_faces',
+]

@@ -1,0 +1,122 @@
+"""From stored bytes to pixels."""
+
+import io
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmpretrain.registry import TRANSFORMS
+from PIL import Image
+
+#: What PIL calls the formats of `face_source.IMAGE_EXTENSIONS`.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'PPM', 'TIFF')
+
+#: An image of more pixels is refused before it is decoded.
+MAX_PIXELS = 64_000_000
+
+
+@TRANSFORMS.register_module()
+class LoadFace(BaseTransform):
+    """Decodes a face to three 8-bit channels, BGR.
+
+    Grey images and those with alpha become BGR too, and EXIF rotation is applied. A sample that has
+    `img` already is only brought to three channels.
+
+    **Required Keys:**
+
+    - img_bytes, or img (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, BGR
+    - img_path or img_key (for messages, optional)
+
+    **Added Keys:**
+
+    - img (H, W, 3) uint8, BGR
+    - img_shape (H, W)
+    - ori_shape (H, W)
+
+    Args:
+        size: Side that faces must have, pixels; None for any.
+
+    Raises:
+        ValueError: The image is empty, damaged, of an unknown format or above 64 megapixels, or
+            not size × size.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def transform(self, results: dict) -> dict:
+        """Adds the image."""
+        name = results.get('img_path') or results.get('img_key') or 'an image without name'
+        if 'img' in results:
+            img = _three_channels(results['img'], name)
+        else:
+            img = decode_face(results['img_bytes'], name)
+        height, width = img.shape[:2]
+        if self.size is not None and (height, width) != (self.size, self.size):
+            raise ValueError(
+                f'{name} is {width}×{height} pixels, not {self.size}×{self.size}. Align the faces '
+                f'to {self.size}×{self.size} first: insightface.utils.face_align.norm_crop does it.'
+            )
+        results['img'] = img
+        results['img_shape'] = results['ori_shape'] = (height, width)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(size={self.size})'
+
+
+def decode_face(data: bytes, name: str) -> np.ndarray:
+    """Decodes one encoded image.
+
+    Args:
+        data: JPEG, PNG, BMP, WebP, PPM, PGM or TIFF.
+        name: What to call it in messages.
+
+    Returns:
+        (H, W, 3) uint8, BGR.
+
+    Raises:
+        ValueError: Empty, damaged, of an unknown format, or above 64 megapixels.
+    """
+    if not data:
+        raise ValueError(
+            f'{name} is empty (0 bytes). Copy the image again, or remove it from the set.'
+        )
+    damaged = (
+        f'{name} ({len(data)} bytes) is damaged, cut off or no image ({", ".join(FORMATS)}). '
+        'Copy it again, or remove it from the set.'
+    )
+    try:
+        # Reads the header alone and decodes nothing.
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            pixels = header.width * header.height
+    except Image.DecompressionBombError:
+        pixels = MAX_PIXELS + 1
+    except Exception as error:  # damaged headers raise nearly anything
+        raise ValueError(damaged) from error
+    if pixels > MAX_PIXELS:
+        raise ValueError(
+            f'{name} has more than {MAX_PIXELS // 1_000_000} megapixels, which no face needs. '
+            'Remove it from the set, or reduce it first.'
+        )
+    # Before version 5, OpenCV decoded a JPEG that is cut off and left the rest grey.
+    cut_off = data[:2] == b'\xff\xd8' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda')
+    try:
+        img = None if cut_off else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ValueError(damaged) from error
+    if img is None:
+        raise ValueError(damaged)
+    return img
+
+
+def _three_channels(img: np.ndarray, name: str) -> np.ndarray:
+    channels = 1 if img.ndim == 2 else img.shape[-1]
+    if img.dtype != np.uint8 or img.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise ValueError(
+            f'{name}: img is {img.dtype} of shape {img.shape}, not uint8 of shape (H, W), '
+            '(H, W, 3) or (H, W, 4). Give 8-bit BGR pixels.'
+        )
+    if channels == 3:
+        return img
+    return cv2.cvtColor(img, cv2.COLOR_GRAY2BGR if channels == 1 else cv2.COLOR_BGRA2BGR)

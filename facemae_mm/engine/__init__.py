@@ -1,0 +1,15 @@
+"""Hooks of training and export, and the optimiser wrapper."""
+
+from .autocast_optim_wrapper import AutocastOptimWrapper
+from .face_epoch_hook import FaceEpochHook
+from .invalid_loss_hook import InvalidLossHook
+from .reconstruction_export_hook import ReconstructionExportHook
+from .reconstruction_show_hook import ReconstructionShowHook
+
+__all__ = [
+    'AutocastOptimWrapper',
+    'FaceEpochHook',
+    'InvalidLossHook',
+    'ReconstructionExportHook',
+    'ReconstructionShowHook',
+]

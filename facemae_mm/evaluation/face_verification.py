@@ -1,0 +1,190 @@
+"""Utility: are two faces the same person? InsightFace's ten-fold protocol on pairs."""
+
+from typing import ClassVar
+
+import numpy as np
+from mmpretrain.registry import METRICS
+
+from .embedding_metric import EmbeddingMetric, check_embeddings
+from .intervals import bootstrap_interval, resampled_identities, wilson_interval
+
+FOLDS = 10
+THRESHOLDS = np.arange(0, 4, 0.01)  # of the accuracy, squared L2 distance
+FINE_THRESHOLDS = np.arange(0, 4, 0.001)  # of TAR at FAR
+FAR = 1e-3
+
+
+@METRICS.register_module()
+class FaceVerification(EmbeddingMetric):
+    """Ten-fold verification accuracy, TAR at FAR 1e-3 and AUC, for one or several sets of pairs.
+
+    Logs for each set, named '{set}/…': `accuracy` (mean over folds), `accuracy_std` (population),
+    `accuracy_lo` and `accuracy_hi` (95 % interval), `interval_by_identity` (1: identities were
+    resampled, 0: Wilson's interval over pairs because identities are unknown), `pairs`,
+    `tar@far=1e-3`, `auc`, `threshold` (squared L2, mean over folds).
+
+    Required fields of a sample: embedding, set_name, pair_index, side (0 or 1), same; identity
+    where known.
+    """
+
+    default_prefix = ''
+    fields: ClassVar = dict(set_name=str, pair_index=int, side=int, same=bool, identity=str)
+    key = ('set_name', 'pair_index', 'side')
+    optional = ('identity',)
+
+    def compute_metrics(self, results: dict[str, np.ndarray]) -> dict[str, float]:
+        """One row of numbers per set.
+
+        Raises:
+            ValueError: Where a pair lacks a side or a set cannot be cut into ten folds.
+        """
+        metrics = {}
+        for name in np.unique(results['set_name']):
+            chosen = results['set_name'] == name
+            left, right = (
+                {
+                    field: column[chosen & (results['side'] == side)]
+                    for field, column in results.items()
+                }
+                for side in (0, 1)
+            )
+            halves = np.setxor1d(left['pair_index'], right['pair_index'])
+            if halves.size:
+                raise ValueError(
+                    f'FaceVerification: {halves.size} pairs of {name} have only one image, first '
+                    f'pair {halves[0]}. Give both images of every pair (side 0 and side 1).'
+                )
+            identities = np.stack([left['identity'], right['identity']], 1)
+            try:
+                values = self.calculate(
+                    left['embedding'],
+                    right['embedding'],
+                    left['same'],
+                    identities if (identities != '').all() else None,
+                )
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from None
+            metrics.update({f'{name}/{key}': value for key, value in values.items()})
+        return metrics
+
+    @staticmethod
+    def calculate(
+        embeddings1: np.ndarray,
+        embeddings2: np.ndarray,
+        same: np.ndarray,
+        identities: np.ndarray | None = None,
+    ) -> dict[str, float]:
+        """All numbers of one set, in float64.
+
+        The protocol: squared L2 distance of the normalised embeddings; ten consecutive folds; a
+        pair is called same iff its distance < t, t being the first threshold that does best on
+        the nine other folds. TAR: the threshold at which the nine other folds have FAR 1e-3, by
+        linear interpolation, 0 where they never reach it.
+
+        The interval resamples identities 1000 times with a fixed seed: a pair (a, b) weighs
+        multiplicity(a) · multiplicity(b), a pair (a, a) multiplicity(a); the thresholds stay.
+        Wilson's interval over pairs, which takes pairs for independent, where `identities` is None.
+
+        Args:
+            embeddings1: First image of each pair (P, D), not normalised.
+            embeddings2: Second image of each pair (P, D).
+            same: Whether the two are one person, (P,). The order of pairs makes the folds.
+            identities: Who is shown, (P, 2).
+
+        Raises:
+            ValueError: With fewer than ten pairs, with one kind of pairs only, with embeddings
+                that are zero or not finite, or with arrays of unequal length.
+        """
+        same = np.asarray(same, bool)
+        if not len(embeddings1) == len(embeddings2) == len(same):
+            raise ValueError(
+                f'FaceVerification: {len(embeddings1)} first images, {len(embeddings2)} second '
+                f'images and {len(same)} answers do not make pairs. Give one of each per pair.'
+            )
+        if len(same) < FOLDS:
+            raise ValueError(
+                f'FaceVerification: {len(same)} pairs cannot be cut into {FOLDS} folds. Give at '
+                f'least {FOLDS} pairs.'
+            )
+        if same.all() or not same.any():
+            raise ValueError(
+                f'FaceVerification: all {len(same)} pairs show '
+                f'{"one person" if same.any() else "two persons"}. Give pairs of both kinds.'
+            )
+        distance = np.square(_normalise(embeddings1) - _normalise(embeddings2)).sum(1)
+        fold = np.concatenate(
+            [np.full(len(p), i) for i, p in enumerate(np.array_split(same, FOLDS))]
+        )
+
+        threshold = _best_thresholds(distance, same, fold)
+        correct = (distance < threshold[fold]) == same
+        accuracy = np.bincount(fold, correct) / np.bincount(fold)
+        if identities is None:
+            low, high = wilson_interval(correct.mean(), len(same))
+        else:
+            low, high = _interval_by_identity(correct, np.asarray(identities))
+        return {
+            'accuracy': float(accuracy.mean()),
+            'accuracy_std': float(accuracy.std()),
+            'accuracy_lo': low,
+            'accuracy_hi': high,
+            'interval_by_identity': int(identities is not None),
+            'pairs': len(same),
+            'tar@far=1e-3': _tar_at_far(distance, same, fold),
+            'auc': _auc(distance, same),
+            'threshold': float(threshold.mean()),
+        }
+
+
+def _normalise(embeddings: np.ndarray) -> np.ndarray:
+    embeddings = np.asarray(embeddings, np.float64)
+    check_embeddings(embeddings)
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+def _accepted(distance: np.ndarray, fold: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Number of pairs in each fold whose distance < each threshold, (FOLDS, T)."""
+    counts = np.zeros((FOLDS, len(thresholds) + 1), int)
+    np.add.at(counts, (fold, np.searchsorted(thresholds, distance, side='right')), 1)
+    return counts[:, :-1].cumsum(1)
+
+
+def _best_thresholds(distance: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """For each fold the first threshold with the most correct answers on the others, (FOLDS,)."""
+    accepted_same = _accepted(distance[same], fold[same], THRESHOLDS)
+    accepted_different = _accepted(distance[~same], fold[~same], THRESHOLDS)
+    correct = accepted_same - accepted_different  # up to a constant: the number of different pairs
+    return THRESHOLDS[(correct.sum(0) - correct).argmax(1)]
+
+
+def _tar_at_far(distance: np.ndarray, same: np.ndarray, fold: np.ndarray) -> float:
+    """Mean over folds; those without a same pair, or without a different one elsewhere, are out."""
+    accepted = _accepted(distance[~same], fold[~same], FINE_THRESHOLDS)
+    rates = []
+    for i in range(FOLDS):
+        different = np.count_nonzero(~same & (fold != i))
+        test = distance[same & (fold == i)]
+        if different and test.size:
+            far = (accepted.sum(0) - accepted[i]) / different
+            reached = far[-1] >= FAR
+            threshold = np.interp(FAR, far, FINE_THRESHOLDS) if reached else 0.0
+            rates.append((test < threshold).mean())
+    return float(np.mean(rates))
+
+
+def _auc(distance: np.ndarray, same: np.ndarray) -> float:
+    """Share of (same, different) couples in which the same pair is nearer, ties counted half."""
+    different = np.sort(distance[~same])
+    below, upto = (np.searchsorted(different, distance[same], side) for side in ('left', 'right'))
+    return float(1 - (below + upto).mean() / (2 * len(different)))
+
+
+def _interval_by_identity(correct: np.ndarray, identities: np.ndarray) -> tuple[float, float]:
+    names, index = np.unique(identities, return_inverse=True)
+    a, b = index.reshape(-1, 2).T
+    rates = []
+    for multiplicity in resampled_identities(len(names)):
+        weight = multiplicity[a] * np.where(a == b, 1, multiplicity[b])
+        if weight.any():
+            rates.append(weight @ correct / weight.sum())
+    return bootstrap_interval(rates, correct.mean(), len(names))

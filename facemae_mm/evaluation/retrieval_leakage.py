@@ -1,0 +1,271 @@
+"""Privacy leakage: do real faces retrieve their identity among the released ones? Eq. 3."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+import numpy as np
+from mmengine.logging import print_log
+from mmpretrain.registry import METRICS
+
+from .embedding_metric import EmbeddingMetric, check_embeddings
+from .intervals import bootstrap_interval, resampled_identities
+from .nearest import import_faiss, nearest_images
+
+LINK_COLUMNS = ('released_path', 'released_label', 'source_key', 'source_label')
+
+
+@METRICS.register_module()
+class RetrievalLeakage(EmbeddingMetric):
+    r"""Privacy leakage risk by face retrieval, paper Eq. 3.
+
+    :math:`R(A, S, K) = \frac{1}{|A|} \sum_i 1(z_i \in T(a_i, S, K))`, where T is the set of labels
+    of the K released images nearest, by cosine, to the real face a_i of identity z_i.
+
+    Samples with role 'query' are real faces, those with role 'gallery' released ones. Samples
+    without a role are one real set that is retrieved from itself (Original→Original): the query
+    itself is always left out, and 'with' and 'without' are the same number.
+
+    Paper gap: which images take part. Queries are all real images of the drawn identities, which
+    are those that have two real images or more and a released one; the gallery holds all released
+    images of the drawn identities. Other identities are left out and counted.
+
+    Logs (under 'leakage/'), for each K: `top{K}_with`, `top{K}_without` the released images made
+    from the query itself, both with `_lo` and `_hi` (95 % interval, resampling identities 1000
+    times with a fixed seed), `chance_top{K}` (for the 'without' gallery), `chance_top{K}_with`;
+    and `queries`, `identities`, `gallery` (images), `left_out_identities`.
+
+    Sources of the released images come from `links`; without links identities match by equal
+    names and sources by equal image keys. Where no source is found among the queries, the numbers
+    of 'without' are not logged.
+
+    Required fields of a sample: embedding, img_key, identity; role.
+
+    Args:
+        topk: The values of K, numbers of images.
+        links: The owner's `links.csv` (released_path, released_label, source_key, source_label).
+        kwargs: Arguments of MMEngine's `BaseMetric`.
+
+    Raises:
+        FileNotFoundError: Where `links` is no file.
+        ImportError: Where faiss is missing.
+    """
+
+    default_prefix = 'leakage'
+    fields: ClassVar = dict(role=str, img_key=str, identity=str)
+    key = ('role', 'img_key')
+    optional = ('role',)
+
+    def __init__(
+        self,
+        topk: int | Sequence[int] = (1, 2, 3, 4),
+        links: str | Path | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        import_faiss()
+        self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
+        if links is not None and not Path(links).is_file():
+            raise FileNotFoundError(
+                f'RetrievalLeakage: {links} is no file. Give the links.csv that the export wrote '
+                'beside the release (NAME.private/links.csv), or no links.'
+            )
+        self.links = links
+
+    def compute_metrics(self, results: dict[str, np.ndarray]) -> dict[str, float]:
+        """Match released images with real ones and measure.
+
+        Raises:
+            ValueError: Where roles or links do not fit, or `calculate` cannot measure.
+        """
+        roles = set(results['role'].tolist())
+        if roles == {''}:
+            return self.calculate(results['embedding'], results['identity'], topk=self.topk)
+        if roles != {'query', 'gallery'}:
+            raise ValueError(
+                f'RetrievalLeakage: samples have the roles {sorted(roles)}. Give one set without '
+                "role, or two sets with role='query' (real) and role='gallery' (released)."
+            )
+        query, gallery = (
+            {name: column[results['role'] == role] for name, column in results.items()}
+            for role in ('query', 'gallery')
+        )
+        keys, identities = gallery['img_key'], gallery['identity']
+        if self.links is not None:
+            keys, identities = self._follow_links(keys)
+        rows = {key: row for row, key in enumerate(query['img_key'])}
+        source = np.array([rows.get(key, -1) for key in keys])
+        if (source < 0).all():
+            source = None
+            print_log(
+                'RetrievalLeakage: no released image has its source among the queries; the '
+                "numbers 'without' the same source are not available.",
+                logger='current',
+            )
+        return self.calculate(
+            query['embedding'],
+            query['identity'],
+            gallery['embedding'],
+            identities,
+            source=source,
+            topk=self.topk,
+        )
+
+    def _follow_links(self, released: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Source keys and identities of released images, both (G,)."""
+        with open(self.links, newline='', encoding='utf-8') as file:
+            reader = csv.DictReader(file)
+            missing = set(LINK_COLUMNS) - set(reader.fieldnames or ())
+            if missing:
+                raise ValueError(
+                    f'RetrievalLeakage: {self.links} lacks the columns {sorted(missing)}. It must '
+                    f'begin with {",".join(LINK_COLUMNS)}.'
+                )
+            links = {
+                str(PurePosixPath(row['released_path']).with_suffix('')): (
+                    row['source_key'],
+                    row['source_label'],
+                )
+                for row in reader
+            }
+        unknown = [key for key in released if key not in links]
+        if unknown:
+            raise ValueError(
+                f'RetrievalLeakage: {len(unknown)} of {len(released)} released images are not in '
+                f'{self.links}, first {unknown[0]}. Give the links of this very release.'
+            )
+        return tuple(np.array([links[key] for key in released]).T)
+
+    @staticmethod
+    def calculate(
+        queries: np.ndarray,
+        query_identities: np.ndarray,
+        gallery: np.ndarray | None = None,
+        gallery_identities: np.ndarray | None = None,
+        source: np.ndarray | None = None,
+        topk: Sequence[int] = (1, 2, 3, 4),
+    ) -> dict[str, float]:
+        """All numbers, from embeddings and identities alone; the keys are those of the class.
+
+        Args:
+            queries: Embeddings of real images (Q, D), not normalised.
+            query_identities: Who they show, (Q,), names or numbers.
+            gallery: Embeddings of released images (G, D); None retrieves the queries from
+                themselves, each without itself.
+            gallery_identities: Who they stand for, (G,).
+            source: Row of the query that each released image was made from, −1 where none, (G,);
+                None where unknown: then 'without' and its chance level are missing.
+            topk: The values of K.
+
+        Raises:
+            ValueError: Where no identity can be drawn, K exceeds the gallery, an image and its
+                source have different identities, or an embedding is zero or not finite.
+        """
+        queries, query_identities = np.asarray(queries), np.asarray(query_identities)
+        alone = gallery is None
+        if alone:
+            gallery, gallery_identities, source = queries, query_identities, np.arange(len(queries))
+        gallery, gallery_identities = np.asarray(gallery), np.asarray(gallery_identities)
+        check_embeddings(queries)
+        check_embeddings(gallery)
+        source = None if source is None else np.asarray(source)
+        _check_sources(source, query_identities, gallery_identities)
+
+        drawn, left_out = _drawn_identities(query_identities, gallery_identities)
+        real, released = np.isin(query_identities, drawn), np.isin(gallery_identities, drawn)
+        asked = np.searchsorted(drawn, query_identities[real])  # (Q,)
+        held = np.searchsorted(drawn, gallery_identities[released])  # (G,)
+        queries, gallery = queries[real], gallery[released]
+        own = np.bincount(held)[asked]
+        if source is not None:
+            row = np.where(real, np.cumsum(real) - 1, -1)
+            source = np.where(source < 0, -1, row[source])[released]
+        itself = np.zeros(len(queries), int)  # released images made from each query
+        if source is not None:
+            itself = np.bincount(source[source >= 0], minlength=len(queries))
+
+        most, smallest = max(topk), len(gallery) - itself.max()
+        if min(topk) < 1 or most > smallest:
+            raise ValueError(
+                f'RetrievalLeakage: K must lie between 1 and the {smallest} gallery images that '
+                f'a query is compared with, topk is {tuple(topk)}. Change topk or give more images.'
+            )
+        nearest = nearest_images(queries, gallery, most + int(itself.max()))
+        match = held[nearest] == asked[:, None]  # (Q, K + itself)
+        curves, chances = {}, {}
+        if not alone:
+            curves['with'] = match[:, :most]
+            chances['with'] = len(gallery), own
+        if source is not None:
+            same_source = source[nearest] == np.arange(len(queries))[:, None]
+            kept = np.argsort(same_source, axis=1, kind='stable')[:, :most]
+            curves['without'] = np.take_along_axis(match, kept, 1)
+            chances['without'] = len(gallery) - itself, own - itself
+        if alone:
+            curves['with'], chances['with'] = curves['without'], chances['without']
+
+        metrics = {}
+        for name, found in curves.items():
+            hit = np.logical_or.accumulate(found, axis=1)
+            for k in topk:
+                rate, low, high = _rate(hit[:, k - 1], asked)
+                metrics[f'top{k}_{name}'] = rate
+                metrics[f'top{k}_{name}_lo'], metrics[f'top{k}_{name}_hi'] = low, high
+                chance = f'chance_top{k}' + ('_with' if name == 'with' else '')
+                metrics[chance] = float(np.mean(chance_level(*chances[name], k)))
+        return dict(
+            metrics,
+            queries=len(queries),
+            identities=len(drawn),
+            gallery=len(gallery),
+            left_out_identities=left_out,
+        )
+
+
+def chance_level(images: np.ndarray | int, own: np.ndarray, k: int) -> np.ndarray:
+    """Probability that k images drawn without replacement hold one of the query's identity.
+
+    Args:
+        images: Number of gallery images, one for all queries or (Q,); at least k.
+        own: How many of them show the query's identity, (Q,).
+        k: Number of images drawn.
+    """
+    miss = np.ones(len(own))
+    for drawn in range(k):
+        miss = miss * np.maximum(images - own - drawn, 0) / (images - drawn)
+    return 1 - miss
+
+
+def _drawn_identities(real: np.ndarray, released: np.ndarray) -> tuple[np.ndarray, int]:
+    """Identities with two real images or more and a released one, sorted; and how many others."""
+    names, counts = np.unique(real, return_counts=True)
+    drawn = np.intersect1d(names[counts > 1], released)
+    if not drawn.size:
+        raise ValueError(
+            f'RetrievalLeakage: of {len(names)} real identities {(counts > 1).sum()} have two '
+            'images or more, and none of these is in the gallery. Give more images per identity, '
+            'or the links of a release whose identities have other names.'
+        )
+    return drawn, len(np.union1d(names, released)) - len(drawn)
+
+
+def _check_sources(source: np.ndarray | None, real: np.ndarray, released: np.ndarray) -> None:
+    if source is None:
+        return
+    wrong = np.flatnonzero((source >= 0) & (real[source] != released))
+    if wrong.size:
+        first = wrong[0]
+        raise ValueError(
+            f'RetrievalLeakage: {wrong.size} released images have another identity than the real '
+            f'image with their source key, first {released[first]!r} against '
+            f'{real[source[first]]!r}. Give the links of this very release and its real set.'
+        )
+
+
+def _rate(hit: np.ndarray, identity: np.ndarray) -> tuple[float, float, float]:
+    """Mean over queries and its interval by identity."""
+    hits, queries = np.bincount(identity, hit), np.bincount(identity)
+    rates = [(m @ hits) / (m @ queries) for m in resampled_identities(len(hits))]
+    rate = float(hit.mean())
+    return rate, *bootstrap_interval(rates, rate, len(hits))

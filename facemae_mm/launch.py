@@ -1,0 +1,198 @@
+"""Starting a run: processes on GPUs or CPUs, what to refuse before anything is built, the effective batch."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from .config import TRAIN_PARTS, check_inputs
+from .memory import check_memory
+
+#: Exit code of a run that was refused before it began.
+REFUSED = 2
+
+#: How long another process waits for the first one to say why, seconds.
+PATIENCE = 20
+
+#: Where each launcher says rank, number of processes, rank on this machine and processes on this machine.
+LAUNCHERS = dict(
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'SLURM_NTASKS_PER_NODE'),
+    mpi=(
+        'OMPI_COMM_WORLD_RANK',
+        'OMPI_COMM_WORLD_SIZE',
+        'OMPI_COMM_WORLD_LOCAL_RANK',
+        'OMPI_COMM_WORLD_LOCAL_SIZE',
+    ),
+)
+
+
+def process_numbers(launcher: str) -> tuple[int, int, int, int]:
+    """Rank, processes, rank on this machine and processes on this machine, before any process group exists.
+
+    Args:
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        RuntimeError: The launcher did not start this process.
+    """
+    if launcher == 'none':
+        return 0, 1, 0, 1
+    names = LAUNCHERS[launcher]
+    missing = [name for name in names[:3] if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f'--launcher {launcher}: {", ".join(missing)} is not set. Start tools/dist_train.sh (or '
+            'tools/slurm_train.sh), or leave --launcher out for a single process.'
+        )
+    rank, processes, local_rank = (int(os.environ[name]) for name in names[:3])
+    return rank, processes, local_rank, int(os.environ.get(names[3], processes))
+
+
+def start(
+    config: Config, launcher: str, parts: Sequence[str] = TRAIN_PARTS, check_only: bool = False
+) -> None:
+    """Checks a run and starts its process group; ends every process with exit code 2 where the run is refused.
+
+    Refused are missing inputs, before any process group, and a training on CPU that needs more memory than there is,
+    before any model. The first process of each machine says why, to stderr.
+
+    Args:
+        config: Recipe, options and flags applied; gets what CPU processes need.
+        launcher: As for `process_numbers`.
+        parts: Keys of the recipe that the run reads.
+        check_only: End with exit code 0 once the inputs are found.
+    """
+    _, _, local_rank, local_processes = process_numbers(launcher)
+    try:
+        check_inputs(config, parts)
+    except FileNotFoundError as error:
+        refuse(str(error), local_rank)
+    if check_only:
+        sys.exit(0)
+    init_distributed(config, launcher)
+    if torch.cuda.is_available() or 'train_dataloader' not in parts:
+        return
+    reasons = [_memory_shortage(config, local_processes) if local_rank == 0 else None]
+    if dist.is_initialized():
+        own, reasons = reasons[0], [None] * dist.get_world_size()
+        dist.all_gather_object(reasons, own)
+    reason = next((reason for reason in reasons if reason), None)
+    if reason:
+        refuse(reason, local_rank)
+
+
+def refuse(message: str, local_rank: int = 0) -> NoReturn:
+    """Ends this process with exit code 2; the first one on each machine says why.
+
+    The others wait for a launcher that ends them when the first one has spoken, and not before.
+    """
+    if local_rank == 0:
+        print(message, file=sys.stderr, flush=True)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(REFUSED))
+        time.sleep(PATIENCE)
+    sys.exit(REFUSED)
+
+
+def init_distributed(config: Config, launcher: str) -> None:
+    """Makes the recipe run on what this machine has.
+
+    With CUDA nothing is done: the Runner starts NCCL as ever. Without, the processes meet by gloo and share the cores,
+    and the model is wrapped without device ids, which DDP refuses for modules on CPU.
+
+    Args:
+        config: Recipe; `model_wrapper_cfg` is set where there is no GPU.
+        launcher: As for `process_numbers`.
+
+    Raises:
+        RuntimeError: More processes on this machine than GPUs, or several machines without MASTER_ADDR.
+    """
+    rank, processes, local_rank, local_processes = process_numbers(launcher)
+    os.environ['LOCAL_RANK'] = str(local_rank)  # the Runner reads it whatever the launcher
+    if launcher == 'none':
+        return
+    if torch.cuda.is_available():
+        if local_processes > torch.cuda.device_count():
+            raise RuntimeError(
+                f'{local_processes} processes were started on a machine with {torch.cuda.device_count()} GPU(s). '
+                'Start one a GPU, or hide the GPUs (CUDA_VISIBLE_DEVICES=-1) to train on CPUs.'
+            )
+        return
+    torch.set_num_threads(max(len(os.sched_getaffinity(0)) // local_processes, 1))
+    if not dist.is_initialized():
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes))
+        if processes > local_processes and 'MASTER_ADDR' not in os.environ:
+            raise RuntimeError(
+                f'{processes} processes on several machines have no place to meet. Set MASTER_ADDR to the name of the '
+                'first machine, and MASTER_PORT to a free port there.'
+            )
+        os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
+        os.environ.setdefault('MASTER_PORT', '29500')
+        seconds = config.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+        dist.init_process_group('gloo', timeout=timedelta(seconds=seconds))
+    config.model_wrapper_cfg = dict(
+        dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=config.get('find_unused_parameters', False),
+        ),
+        **(config.get('model_wrapper_cfg') or {}),
+        device_ids=None,
+    )
+
+
+def print_effective_batch(config: Config, processes: int) -> None:
+    """Logs what one step of the optimiser sees, and the learning rate that belongs to it."""
+    batch = config.train_dataloader.batch_size
+    steps = config.optim_wrapper.get('accumulative_counts', 1)
+    rate = config.optim_wrapper.optimizer.lr
+    scaling = config.get('auto_scale_lr') or {}
+    line = f'Effective batch: {batch} × {processes} process(es) × {steps} accumulated = {batch * processes * steps}; lr {rate:.4g}'
+    if base := scaling.get('base_batch_size'):
+        scaled = rate * batch * processes / base
+        on = 'is scaled to' if scaling.get('enable') else 'would be, with --auto-scale-lr,'
+        line += f' {on} {scaled:.4g} (recipe: base {base})'
+        if steps > 1:
+            line += f'; MMEngine leaves accumulation out of it: {scaled * steps:.4g} with it'
+    print_log(f'{line}.', logger='current')
+    loss = config.model.get('head', {}).get('loss', {})
+    if loss.get('type') == 'IRMLoss' and loss.get('beta', 1):
+        rows = batch * processes if loss.get('gather') else batch
+        paper = (256 / rows) ** 0.5
+        print_log(
+            f'Relations: N = {rows} faces, β = {loss.get("beta", 1):.4g}; '
+            f'the paper\'s β = 1 at N = 256 weighs as β = {paper:.4g} here.',
+            logger='current',
+        )
+        if steps > 1:
+            print_log(
+                f'Relations stay within a micro-batch of {rows}: accumulating {steps} of them is not a batch of '
+                f'{rows * steps}.',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def _memory_shortage(config: Config, processes: int) -> str | None:
+    """Why a training does not fit, or None; a model that cannot be estimated is let through, with a word."""
+    try:
+        check_memory(config, processes)
+    except MemoryError as error:
+        return str(error)
+    except Exception as error:
+        print_log(
+            f'Memory not estimated, as {config.model.type} does not run on shapes: {error!r}',
+            logger='current',
+            level=logging.WARNING,
+        )
+    return None

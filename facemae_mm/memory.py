@@ -1,0 +1,255 @@
+"""Whether a training fits a machine without a GPU, before its model is built."""
+
+import copy
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+#: What a process takes before any model, and what each of its loader's workers takes beside it, bytes (measured).
+PROCESS_BYTES = 600 * 2**20
+WORKER_BYTES = 120 * 2**20
+
+#: Side of a stored face, for networks that take any.
+FACE_SIZE = 112
+
+#: Tensors of a parameter's size that an optimiser keeps; 2 where it is not named here.
+MOMENTS = dict(SGD=1, RMSprop=1, Lion=1)
+
+#: Share of the memory that a training may fill.
+SHARE = 0.95
+
+
+@dataclass
+class MemoryEstimate:
+    """Peak memory of a training on CPU.
+
+    Attributes:
+        batch_size: Samples of a process.
+        processes: On this machine.
+        fixed: Bytes of a process whatever its batch, gradients apart: itself, its loader's workers, weights, moments,
+            and what the forward pass keeps for backward besides the samples' share.
+        gradients: Bytes of the gradients of one process.
+        per_sample: Bytes that the forward pass keeps for backward for each sample.
+    """
+
+    batch_size: int
+    processes: int
+    fixed: int
+    gradients: int
+    per_sample: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all processes: gradients grow while what was kept shrinks, so the larger of the two counts."""
+        activations = self.batch_size * self.per_sample
+        return self.processes * (self.fixed + max(self.gradients, activations))
+
+    def largest_batch(self, available: int) -> int:
+        """Samples of a process that fit into `available` bytes, a multiple of 8 above 8; 0 where none does."""
+        room = available // self.processes - self.fixed
+        if room < self.gradients:
+            return 0
+        largest = min(self.batch_size, room // self.per_sample)
+        return largest - largest % 8 if largest > 8 else largest
+
+
+def estimate_memory(config: Config, processes: int = 1) -> MemoryEstimate:
+    """Estimates the peak memory of a training on CPU from shapes alone; no weights are made or read.
+
+    The model of the recipe is built of fake tensors and runs forward with two samples and with three; what autograd
+    keeps, each storage once, differs by the share of one sample.
+
+    Args:
+        config: Recipe, options applied.
+        processes: On this machine.
+
+    Raises:
+        Exception: Whatever a model raises that cannot run on shapes.
+    """
+    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action='ignore'):
+        with fake:
+            model = MODELS.build(_without_files(config.model))
+        two, three = (_kept_for_backward(model, config, fake, samples) for samples in (2, 3))
+    per_sample = max(three - two, 1)
+
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    moments = MOMENTS.get(config.optim_wrapper.optimizer.type, 2)
+    buckets = 1 if processes > 1 else 0  # DDP reduces gradients in buffers of its own
+    loader = config.train_dataloader
+    return MemoryEstimate(
+        batch_size=loader.batch_size,
+        processes=processes,
+        fixed=PROCESS_BYTES
+        + loader.get('num_workers', 0) * WORKER_BYTES
+        + weights
+        + trained * (moments + buckets)
+        + max(two - 2 * per_sample, 0),
+        gradients=trained,
+        per_sample=per_sample,
+    )
+
+
+def check_memory(config: Config, processes: int = 1) -> None:
+    """Compares the estimate with this machine's memory.
+
+    Args:
+        config: Recipe, options applied.
+        processes: On this machine, all of them started.
+
+    Raises:
+        MemoryError: The training does not fit; with the figures and a `--cfg-options` line that fits.
+    """
+    estimate = estimate_memory(config, processes)
+    held = processes * min(_own_bytes(), PROCESS_BYTES)  # in use already, and part of the estimate
+    available = int(SHARE * (available_memory() + held))
+    if estimate.total <= available:
+        return
+    message = (
+        f'{processes} processes with a batch of {estimate.batch_size} each need about {_gib(estimate.total)} of memory; '
+        f'this machine has {_gib(available)} for them. '
+    )
+    options = []
+    workers = config.train_dataloader.get('num_workers', 0)
+    useful = min(workers, _cores() // processes)
+    if useful < workers:
+        options.append(f'train_dataloader.num_workers={useful}')
+        estimate = replace(estimate, fixed=estimate.fixed - (workers - useful) * WORKER_BYTES)
+    fits = estimate.largest_batch(available)
+    if fits < 2:  # relation matching needs two faces
+        most = max(available // replace(estimate, batch_size=2, processes=1).total, 0)
+        remedy = f'start {most} at most' if most else 'choose a smaller model'
+        raise MemoryError(f'{message}Not even a batch of 2 fits: {remedy}.')
+    if fits < estimate.batch_size:
+        steps = math.ceil(estimate.batch_size / fits)
+        steps *= config.optim_wrapper.get('accumulative_counts', 1)  # the effective batch stays
+        options.append(f'train_dataloader.batch_size={fits} optim_wrapper.accumulative_counts={steps}')
+    raise MemoryError(f'{message}This fits: --cfg-options {" ".join(options)}')
+
+
+def available_memory() -> int:
+    """Bytes that new processes can take: what the kernel calls available, or less where a control group limits it."""
+    meminfo = dict(re.findall(r'^(\w+):\s+(\d+) kB', Path('/proc/meminfo').read_text(), re.MULTILINE))
+    return min([int(meminfo['MemAvailable']) * 1024, *_control_group_rooms()])
+
+
+def _control_group_rooms() -> Iterator[int]:
+    """Bytes left in each control group that this process is in, versions 1 and 2."""
+    for line in Path('/proc/self/cgroup').read_text().splitlines():
+        _, controllers, path = line.split(':', 2)
+        if controllers not in ('', 'memory'):
+            continue
+        v2 = controllers == ''
+        root = Path('/sys/fs/cgroup' if v2 else '/sys/fs/cgroup/memory')
+        group = root / path.lstrip('/')
+        for folder in [group, *group.parents]:
+            if not folder.is_relative_to(root):
+                break
+            try:
+                limit = int((folder / ('memory.max' if v2 else 'memory.limit_in_bytes')).read_text())
+                used = int((folder / ('memory.current' if v2 else 'memory.usage_in_bytes')).read_text())
+                statistics = (folder / 'memory.stat').read_text()
+            except (OSError, ValueError):  # no such file here, or the limit is 'max'
+                continue
+            cache = re.search(r'^(?:total_)?inactive_file (\d+)', statistics, re.MULTILINE)
+            yield max(limit - used + (int(cache[1]) if cache else 0), 0)
+
+
+def _own_bytes() -> int:
+    """Bytes that this process holds and shares with no other."""
+    resident, shared = Path('/proc/self/statm').read_text().split()[1:3]
+    return (int(resident) - int(shared)) * os.sysconf('SC_PAGE_SIZE')
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _gib(size: int) -> str:
+    return f'{size / 2**30:.1f} GiB'
+
+
+def _without_files(model: dict) -> dict:
+    """The config of a model that reads no weights and talks to no other process."""
+    model = copy.deepcopy(model)
+
+    def strip(node: object) -> None:
+        if isinstance(node, dict):
+            for key in ('checkpoint', 'init_cfg', 'pretrained', 'gather'):
+                node.pop(key, None)
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+            strip(child)
+
+    strip(model)
+    return model
+
+
+def _kept_for_backward(model: torch.nn.Module, config: Config, fake: FakeTensorMode, samples: int) -> int:
+    """Bytes that autograd keeps in one forward pass with `samples` samples, parameters of the model apart."""
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept = {}  # holds the storages, so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    size = getattr(model.data_preprocessor, 'size', None) or getattr(model.backbone, 'img_size', FACE_SIZE)
+    height, width = (size, size) if isinstance(size, int) else size
+    autocast = config.optim_wrapper.get('type') in ('AutocastOptimWrapper', 'AmpOptimWrapper')
+    data_samples = _samples(model, config, samples)
+    stay = mock.patch.object(torch.nn.Module, 'to', lambda module, *_, **__: module)  # fake modules cannot move
+    with _OnShapes(fake), stay, torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(torch.empty(samples, 3, height, width), data_samples, mode='loss')
+    del loss
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+def _samples(model: torch.nn.Module, config: Config, number: int) -> list[DataSample]:
+    """Labelled samples that remove as many patches as the recipe's pipeline."""
+    pipeline = config.train_dataloader.dataset.get('pipeline', [])
+    ratio = next((step.get('mask_ratio', 0.75) for step in pipeline if step['type'] == 'FaceMask'), 0.75)
+    patches = getattr(model.backbone, 'num_patches', 0)
+    mask = (torch.arange(patches) >= int(patches * (1 - ratio))).to(torch.uint8)
+    samples = [DataSample().set_gt_label(0) for _ in range(number)]
+    for sample in samples:
+        sample.set_field(mask, 'mask', dtype=torch.Tensor)
+    return samples
+
+
+class _OnShapes(TorchDispatchMode):
+    """Runs what touches fake tensors, and what makes new ones, on shapes alone; the rest, such as masks, for real.
+
+    A number read from a fake tensor is 0.
+    """
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake = fake
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            return func(*args, **kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return torch.zeros((), dtype=tensors[0].dtype).item()
+        with self.fake:
+            return func(*args, **kwargs)

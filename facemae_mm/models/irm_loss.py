@@ -1,0 +1,205 @@
+"""L_dc of Eq. 2: instance relation matching in the feature space of a frozen φ."""
+
+import torch
+import torch.distributed as dist
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModule
+from mmpretrain.models import PixelReconstructionLoss
+from mmpretrain.registry import MODELS
+
+EPS = 1e-12
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes; the gradient of each row comes from the losses of all of them."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)  # DDP's mean over processes divides by what this sums
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def row_distance(a: torch.Tensor, b: torch.Tensor, squared: bool = False) -> torch.Tensor:
+    """Δ of Eq. 2: mean over i of ‖a_i − b_i‖₂, rows (N, D), or of its square.
+
+    Paper gap: 'averaged pairwise Euclidean distance' is read as a distance row by row. 1e-12 under the root keeps the
+    gradient finite where rows are equal.
+    """
+    squares = (a - b).square().sum(1)
+    return (squares if squared else (squares + EPS).sqrt()).mean()
+
+
+@MODELS.register_module()
+class IRMLoss(BaseModule):
+    """Instance relation matching, L = w_im · Δ(F, F̂) + β · Δ(FFᵀ, F̂F̂ᵀ) + w_mse · MSE (Eq. 2, Table 2).
+
+    F = φ(original) and F̂ = φ(reconstruction) are (N, D), L2-normalised row by row unless `normalize` is off. Called
+    as MMPretrain's heads call `PixelReconstructionLoss`. The gradient goes through F̂ alone; φ and the loss run in
+    float32 under any autocast. The terms, unweighted, go to MessageHub as `train/irm_im`, `train/irm_rm`,
+    `train/irm_mse`, with the rows related as `train/irm_n`.
+
+    Paper gap: N is the batch of one process. The distance of relation rows grows as √N, so a β belongs to an N: with
+    another N than the paper's 256, β · √(256 / N) weighs the same.
+
+    Args:
+        phi: Config of φ, a `FaceEmbedder`, which keeps itself out of the model's parameters, checkpoints and copies. Built
+            at the first use, so that a model predicts where φ's weights are absent; its SHA-256 goes to MessageHub as
+            `phi_sha256`, and so into every checkpoint.
+        beta: β, weight of relation matching, ≥ 0.
+        im_weight: Weight of instance matching, ≥ 0.
+        mse_weight: Weight of the mean squared error on removed pixels, normalised units, ≥ 0.
+        mean: What the data preprocessor subtracts, [0, 255], in the order of the channels.
+        std: What it divides by.
+        channel_order: Order of the channels that the preprocessor hands out, 'rgb' or 'bgr'.
+        patch_size: Side of a patch where predictions come as tokens.
+        normalize: L2-normalise features before both terms.
+        squared: Squared distances in both terms.
+        scale_relations: Divide the relation term by √N (by N where `squared`).
+        gather: Relate the faces of all processes, with gradient; else those of one process.
+
+    Raises:
+        ValueError: A weight below 0 or none above it, or a channel order that is not one of the two.
+    """
+
+    def __init__(
+        self,
+        phi: dict,
+        beta: float = 1.0,
+        im_weight: float = 1.0,
+        mse_weight: float = 0.0,
+        mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
+        std: tuple[float, float, float] = (58.395, 57.12, 57.375),
+        channel_order: str = 'rgb',
+        patch_size: int = 16,
+        normalize: bool = True,
+        squared: bool = False,
+        scale_relations: bool = False,
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        weights = dict(im_weight=im_weight, beta=beta, mse_weight=mse_weight)
+        if min(weights.values()) < 0 or max(weights.values()) == 0:
+            raise ValueError(f'IRMLoss: weights must be ≥ 0 and one of them above, not {weights}.')
+        if channel_order not in ('rgb', 'bgr'):
+            raise ValueError(f"IRMLoss: channel_order is 'rgb' or 'bgr', not {channel_order!r}.")
+        self.phi_cfg = phi
+        self.phi = None
+        self.beta = beta
+        self.im_weight = im_weight
+        self.mse_weight = mse_weight
+        self.pixel_loss = PixelReconstructionLoss(criterion='L2')
+        self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.channel_order = channel_order
+        self.patch_size = patch_size
+        self.normalize = normalize
+        self.squared = squared
+        self.scale_relations = scale_relations
+        self.gather = gather
+
+    def forward(
+        self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Weighted sum of the terms.
+
+        Args:
+            pred: Reconstruction, normalised: tokens (N, L, patch_size² · 3) in the order 'nchpwq->nhwpqc', or images
+                (N, 3, H, W).
+            target: Original, of the same shape.
+            mask: 1 = removed: (N, L) for tokens, (N, 1, H, W) or (N, H, W) for images. Only MSE looks at it.
+
+        Returns:
+            Scalar, float32.
+
+        Raises:
+            ValueError: Normalised targets (`norm_pix`), shapes that differ, or fewer than two rows to relate.
+        """
+        if pred.shape != target.shape:
+            raise ValueError(
+                f'IRMLoss: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape. '
+                'Set head.norm_pix=False and a target generator that keeps images.'
+            )
+        with torch.autocast(pred.device.type, enabled=False):
+            pred, target = pred.float(), target.detach().float()
+            if pred.ndim == 3:
+                self._refuse_normalised(target)
+            terms = dict(mse=self._pixel_error(pred, target, mask))
+            if self.im_weight or self.beta:
+                terms.update(self._match(self._images(pred), self._images(target)))
+            self._publish(terms)
+            weights = dict(im=self.im_weight, rm=self.beta, mse=self.mse_weight)
+            return sum(weights[name] * term for name, term in terms.items() if weights[name])
+
+    def _match(self, reconstructed: torch.Tensor, original: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Instance and relation matching of images (N, 3, H, W), RGB in [0, 255]."""
+        with torch.no_grad():
+            f = self._embed(original)
+        f_hat = self._embed(reconstructed)
+        if self.normalize:
+            f, f_hat = (torch.nn.functional.normalize(x, dim=1) for x in (f, f_hat))
+        if self.gather and dist.is_initialized():
+            f, f_hat = _GatherRows.apply(f), _GatherRows.apply(f_hat)
+        n = len(f)
+        if self.beta and n < 2:
+            raise ValueError(
+                f'IRMLoss: relation matching needs two faces or more, not {n}. '
+                'Raise the batch size, set drop_last=True, or set beta=0.'
+            )
+        rm = row_distance(f_hat @ f_hat.T, f @ f.T, self.squared)
+        if self.scale_relations:
+            rm = rm / (n if self.squared else n**0.5)
+        MessageHub.get_current_instance().update_scalar('train/irm_n', n)
+        return dict(im=row_distance(f_hat, f, self.squared), rm=rm)
+
+    def _embed(self, faces: torch.Tensor) -> torch.Tensor:
+        """φ: (N, 3, H, W), RGB in [0, 255] → (N, D)."""
+        if self.phi is None:
+            with torch.random.fork_rng():  # building draws numbers, which training must not notice
+                self.phi = MODELS.build(self.phi_cfg).to(faces.device)
+            MessageHub.get_current_instance().update_info('phi_sha256', self.phi.sha256)
+        return self.phi(faces)[-1]
+
+    def _pixel_error(
+        self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Mean squared error over removed pixels, over all of them where no mask is given."""
+        if pred.ndim == 4 and mask is not None:
+            mask = mask.reshape(len(mask), 1, *mask.shape[-2:]).expand_as(pred)
+        return self.pixel_loss(pred, target, mask)
+
+    def _images(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens or images, normalised → (N, 3, H, W), RGB in [0, 255], not clamped."""
+        if x.ndim == 3:
+            n, side, p = len(x), round(x.shape[1] ** 0.5), self.patch_size
+            if side * side != x.shape[1] or x.shape[2] != 3 * p * p:
+                raise ValueError(
+                    f'IRMLoss: tokens of shape {tuple(x.shape)} are no square image in patches of {p}×{p}×3. '
+                    'Set patch_size to that of the head.'
+                )
+            x = x.reshape(n, side, side, p, p, 3).permute(0, 5, 1, 3, 2, 4)
+            x = x.reshape(n, 3, side * p, side * p)
+        x = x * self.std + self.mean
+        return x if self.channel_order == 'rgb' else x.flip(1)
+
+    @staticmethod
+    def _refuse_normalised(target: torch.Tensor) -> None:
+        """Patch-normalised targets are no images: every token has mean 0 and variance 1."""
+        if (target.mean(-1).abs() < 1e-3).all() and ((target.var(-1) - 1).abs() < 1e-3).all():
+            raise ValueError(
+                'IRMLoss: head.norm_pix must be False: every target patch has mean 0 and variance 1, '
+                'so φ would see a normalised signal and not a face.'
+            )
+
+    @staticmethod
+    def _publish(terms: dict[str, torch.Tensor]) -> None:
+        """Hands the terms to MMEngine's log; names without 'loss', which the runner would add to the total."""
+        hub = MessageHub.get_current_instance()
+        for name, term in terms.items():
+            hub.update_scalar(f'train/irm_{name}', term.detach())

@@ -1,0 +1,106 @@
+"""Workarounds for the versions of the libraries below this one; each can go by itself, as its docstring says."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+from pickle import UnpicklingError
+
+REMEDY = {
+    'torch': 'pip install torch torchvision',
+    'mmengine': 'pip install mmengine',
+    'mmcv': 'pip install mmcv-lite',
+    'mmpretrain': 'pip install mmpretrain',
+    'faiss': "pip install faiss-cpu    (with a GPU: pip install faiss-gpu)",
+    'pkg_resources': "pip install 'setuptools<81'",
+}
+
+
+def apply() -> None:
+    """Calls every workaround. Safe to call again."""
+    check_packages()
+    silence_warnings()
+    allow_checkpoint_classes()
+
+
+def check_packages() -> None:
+    """Says which packages are missing and how to install them, before an import deep inside fails.
+
+    Neither mmcv nor mmcv-lite and neither faiss-cpu nor faiss-gpu is a hard requirement, as each pair fills one folder:
+    extras choose. Only import names are looked at, which the maintained fork (onedl-*) shares.
+
+    Raises:
+        ImportError: With one pip command for each missing package.
+    """
+    names = ['torch', 'mmengine', 'mmcv', 'mmpretrain', 'faiss']
+    if _mmengine_needs_pkg_resources():
+        names.append('pkg_resources')
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        lines = '\n'.join(f'  {name}: {REMEDY[name]}' for name in missing)
+        raise ImportError(f'facemae_mm: packages are missing from this environment.\n{lines}')
+
+
+def _mmengine_needs_pkg_resources() -> bool:
+    """mmengine 0.10.7 inherits 'mmpretrain::…' configs by pkg_resources, which setuptools 81 dropped.
+
+    Can go when mmengine's `package_utils` no longer imports it (onedl-mmengine's may not: its source is asked).
+    """
+    spec = importlib.util.find_spec('mmengine')
+    if spec is None or spec.origin is None:
+        return False
+    source = Path(spec.origin).parent / 'utils' / 'package_utils.py'
+    return source.is_file() and 'import pkg_resources' in source.read_text()
+
+
+def silence_warnings() -> None:
+    """Drops two warnings that no user can act on.
+
+    mmcv-lite 2.2.0 warns that its compiled operators are absent; no model of this project has any. setuptools 80 warns
+    that pkg_resources will go, on behalf of mmengine 0.10.7. Can go when mmcv and mmengine no longer cause them.
+    """
+    warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated as an API')
+
+
+def allow_checkpoint_classes() -> None:
+    """Lets torch ≥ 2.6 read what mmengine 0.10.7 writes beside weights, still with `weights_only=True`.
+
+    A Runner's checkpoint holds its logs: `HistoryBuffer`s of NumPy arrays, NumPy scalars, and the buffer's own methods,
+    pickled as `getattr(HistoryBuffer, name)`. The name `builtins.getattr` is bound to `history_method`, which knows
+    those methods only. Can go when mmengine loads its own checkpoints under torch's default.
+    """
+    import numpy as np
+    import torch
+    from mmengine.logging import HistoryBuffer
+
+    core = (getattr(np, '_core', None) or np.core).multiarray  # NumPy 2 renamed it; files name either
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (history_method, 'builtins.getattr'),
+            np.ndarray,
+            np.dtype,
+            *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')),
+            *(
+                (getattr(core, name), f'numpy.{module}.multiarray.{name}')
+                for name in ('_reconstruct', 'scalar')
+                for module in ('core', '_core')
+            ),
+        ]
+    )
+
+
+def history_method(owner: type, name: str) -> object:
+    """`getattr` as a checkpoint may use it: a statistic of `HistoryBuffer`.
+
+    Raises:
+        UnpicklingError: Anything else.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise UnpicklingError(
+            f'The checkpoint asks for attribute {name!r} of {owner!r}, which no log of mmengine holds. '
+            'Do not load it unless you know who wrote it.'
+        )
+    return getattr(owner, name)

@@ -1,0 +1,75 @@
+"""Train the model of a recipe, with MMPretrain's flags."""
+
+import argparse
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_world_size
+
+from facemae_mm.command_line import (
+    add_runtime_flags,
+    apply_runtime_flags,
+    build_runner,
+    read_recipe,
+)
+from facemae_mm.launch import print_effective_batch, start
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='recipe, such as configs/facemae_vitb_webface.py')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help="go on from this checkpoint; without a path from the work folder's latest",
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision: float16 with scaled loss on a GPU, bfloat16 on a CPU',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='do not validate in training')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by batch × processes over the recipe's base batch",
+    )
+    add_runtime_flags(parser)
+    return parser.parse_args()
+
+
+def apply_flags(config: Config, args: argparse.Namespace) -> None:
+    """Applies the flags to a recipe."""
+    apply_runtime_flags(config, args, ('train_dataloader', 'val_dataloader'))
+    if args.no_validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    if args.amp:
+        wrapper = config.optim_wrapper
+        if not torch.cuda.is_available():
+            wrapper.type = 'AutocastOptimWrapper'
+            wrapper.pop('loss_scale', None)
+        elif wrapper.get('type') != 'AutocastOptimWrapper':  # bfloat16 already
+            wrapper.type = 'AmpOptimWrapper'
+            wrapper.setdefault('loss_scale', 'dynamic')
+    if args.resume is not None:
+        config.resume = True
+        config.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        config.auto_scale_lr.enable = True
+
+
+def main() -> None:
+    """Trains."""
+    args = parse_args()
+    config = read_recipe(args)
+    apply_flags(config, args)
+    start(config, args.launcher, check_only=args.check)
+    runner = build_runner(config)
+    print_effective_batch(config, get_world_size())
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
