@@ -15,9 +15,9 @@ agedb_30 = '{{$FACEMAE_AGEDB_30:data/faces_emore/agedb_30.bin}}'
 needs = dict(
     recognition_faces='faces to train on: a release (configs/export_casia.py makes one), a train.rec or a folder of '
     'identity folders (--cfg-options recognition_faces=PATH num_classes=N)',
-    lfw='InsightFace\'s verification set (--cfg-options lfw=PATH); --no-validate trains without',
-    cfp_fp='InsightFace\'s verification set (--cfg-options cfp_fp=PATH); --no-validate trains without',
-    agedb_30='InsightFace\'s verification set (--cfg-options agedb_30=PATH); --no-validate trains without',
+    lfw="InsightFace's verification set (--cfg-options lfw=PATH); --no-validate trains without",
+    cfp_fp="InsightFace's verification set (--cfg-options cfp_fp=PATH); --no-validate trains without",
+    agedb_30="InsightFace's verification set (--cfg-options agedb_30=PATH); --no-validate trains without",
 )
 
 model = dict(

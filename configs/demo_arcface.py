@@ -8,7 +8,7 @@ verification_pairs = '{{$FACEMAE_VERIFICATION_PAIRS:work_dirs/demo/pairs.csv}}'
 needs = dict(
     recognition_faces='a folder of identity folders (--cfg-options recognition_faces=PATH num_classes=N)',
     verification_faces='the folder that the pairs name (--cfg-options verification_faces=PATH)',
-    verification_pairs='pairs to verify: tools/demo.py writes the demo\'s (--cfg-options verification_pairs=PATH)',
+    verification_pairs="pairs to verify: tools/demo.py writes the demo's (--cfg-options verification_pairs=PATH)",
 )
 
 model = dict(

@@ -5,7 +5,7 @@ _base_ = './demo_facemae.py'
 
 deploy_faces = '{{$FACEMAE_DEPLOY_FACES:work_dirs/demo/faces}}'
 release_dir = '{{$FACEMAE_RELEASE_DIR:work_dirs/release/demo_facemae}}'
-needs = dict(deploy_faces='aligned faces: tools/prepare_orl.py makes ORL\'s (--cfg-options deploy_faces=PATH)')
+needs = dict(deploy_faces="aligned faces: tools/prepare_orl.py makes ORL's (--cfg-options deploy_faces=PATH)")
 
 test_dataloader = dict(
     batch_size=32,

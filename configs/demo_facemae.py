@@ -4,10 +4,12 @@
 # β = 1 belongs to the paper's N = 256; N = 32 here, so β · √(256 / 32) = 2.83.
 _base_ = './_base_/demo_faces.py'
 
-phi_weights = '{{$FACEMAE_PHI_WEIGHTS:package:face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat}}'
+phi_weights = (
+    '{{$FACEMAE_PHI_WEIGHTS:package:face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat}}'
+)
 start_weights = '{{$FACEMAE_START_WEIGHTS:work_dirs/demo_mae/epoch_200.pth}}'
 needs = dict(
-    phi_weights='dlib\'s face ResNet: pip install face_recognition_models==0.3.0',
+    phi_weights="dlib's face ResNet: pip install face_recognition_models==0.3.0",
     start_weights='a pixel-trained start: tools/train.py configs/demo_mae.py makes one '
     '(--cfg-options start_weights=PATH)',
 )

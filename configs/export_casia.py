@@ -8,7 +8,9 @@ _base_ = './facemae_vitb_webface.py'
 
 deploy_faces = '{{$FACEMAE_DEPLOY_FACES:data/casia-webface/train.rec}}'
 release_dir = '{{$FACEMAE_RELEASE_DIR:work_dirs/release/casia_facemae}}'
-mask_secret = '{{$FACEMAE_MASK_SECRET:work_dirs/private/mask_secret}}'  # drawn at first use; keep it, and keep it secret
+mask_secret = (
+    '{{$FACEMAE_MASK_SECRET:work_dirs/private/mask_secret}}'  # drawn at first use; keep it, and keep it secret
+)
 needs = dict(
     deploy_faces='the aligned faces to protect: a train.rec or a folder of identity folders '
     '(--cfg-options deploy_faces=PATH)',

@@ -12,7 +12,7 @@ attacker_weights = '{{$FACEMAE_ATTACKER_WEIGHTS:weights/ms1mv3_arcface_r50_fp16/
 needs = dict(
     real_faces='the real faces that the attacker holds (--cfg-options real_faces=PATH)',
     released_faces='the release: configs/export_casia.py makes one (--cfg-options released_faces=PATH)',
-    links='the owner\'s links of the release, beside it in NAME.private (--cfg-options links=PATH)',
+    links="the owner's links of the release, beside it in NAME.private (--cfg-options links=PATH)",
     attacker_weights='an arcface_torch IResNet-50 as a state dict (--cfg-options attacker_weights=PATH)',
 )
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-#: Left eye, right eye, nose, left and right mouth corner in a 112×112 crop (InsightFace `arcface_torch`), pixels (x, y).
+#: Left eye, right eye, nose, left and right mouth corner in a 112×112 crop, pixels (x, y); as InsightFace has them.
 ARCFACE_TEMPLATE = np.array(
     [
         [38.2946, 51.6963],

@@ -29,27 +29,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_runtime_flags(parser: argparse.ArgumentParser) -> None:
     """Adds `--cfg-options` and the flags of loaders and launchers."""
     add_options(parser)
-    parser.add_argument(
-        '--work-dir', help='folder of logs and checkpoints (default: work_dirs/RECIPE)'
-    )
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/RECIPE)')
     parser.add_argument('--no-pin-memory', action='store_true', help='loaders use pageable memory')
     parser.add_argument(
         '--no-persistent-workers',
         action='store_true',
         help='loaders start their workers anew each epoch',
     )
-    parser.add_argument(
-        '--check', action='store_true', help='only look whether all inputs are there (exit code 2)'
-    )
+    parser.add_argument('--check', action='store_true', help='only look whether all inputs are there (exit code 2)')
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
         help='what started this process; tools/dist_*.sh and tools/slurm_*.sh give it',
     )
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, help='ignored; the launcher sets LOCAL_RANK'
-    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, help='ignored; the launcher sets LOCAL_RANK')
 
 
 def read_recipe(args: argparse.Namespace) -> Config:

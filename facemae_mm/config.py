@@ -95,9 +95,7 @@ def check_inputs(config: Config, parts: Sequence[str] = TRAIN_PARTS) -> None:
         remedy = config.get('needs', {}).get(name, f'(--cfg-options {name}=PATH)')
         lines[f'  {name} = {path}\n      {remedy}'] = None  # a dict: several keys may share a variable
     raise FileNotFoundError(
-        f'{config.filename} needs what is not there:\n'
-        + '\n'.join(lines)
-        + f'\nRelative paths start at {Path.cwd()}.'
+        f'{config.filename} needs what is not there:\n' + '\n'.join(lines) + f'\nRelative paths start at {Path.cwd()}.'
     )
 
 

@@ -58,9 +58,7 @@ class FaceMAEInferencer(BaseInferencer):
         steps = [dict(type='LoadFace'), self.mask, dict(type='PackInputs', meta_keys=())]
         return Compose([_sample, *map(TRANSFORMS.build, steps)])
 
-    def visualize(
-        self, ori_inputs: list, preds: list[DataSample], show_dir: str | None = None
-    ) -> list[np.ndarray]:
+    def visualize(self, ori_inputs: list, preds: list[DataSample], show_dir: str | None = None) -> list[np.ndarray]:
         """Reconstructions (output_size, output_size, 3) uint8 BGR; written to `show_dir` in the order of the inputs."""
         faces = [sample.reconstruction.permute(1, 2, 0).flip(-1).cpu().numpy() for sample in preds]
         if show_dir is not None:

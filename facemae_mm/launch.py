@@ -58,9 +58,7 @@ def process_numbers(launcher: str) -> tuple[int, int, int, int]:
     return rank, processes, local_rank, int(os.environ.get(names[3], processes))
 
 
-def start(
-    config: Config, launcher: str, parts: Sequence[str] = TRAIN_PARTS, check_only: bool = False
-) -> None:
+def start(config: Config, launcher: str, parts: Sequence[str] = TRAIN_PARTS, check_only: bool = False) -> None:
     """Checks a run and starts its process group; ends every process with exit code 2 where the run is refused.
 
     Refused are missing inputs, before any process group, and a training on CPU that needs more memory than there is,
@@ -152,35 +150,45 @@ def init_distributed(config: Config, launcher: str) -> None:
 
 
 def print_effective_batch(config: Config, processes: int) -> None:
-    """Logs what one step of the optimiser sees, and the learning rate that belongs to it."""
+    """Logs what one step of the optimiser sees, the learning rate, and over how many faces relations are taken.
+
+    Args:
+        config: Recipe, options and flags applied.
+        processes: On all machines.
+    """
     batch = config.train_dataloader.batch_size
     steps = config.optim_wrapper.get('accumulative_counts', 1)
     rate = config.optim_wrapper.optimizer.lr
+    line = (
+        f'Effective batch: {batch} × {processes} processes × {steps} accumulated = '
+        f'{batch * processes * steps}; lr {rate:.4g}'
+    )
     scaling = config.get('auto_scale_lr') or {}
-    line = f'Effective batch: {batch} × {processes} process(es) × {steps} accumulated = {batch * processes * steps}; lr {rate:.4g}'
     if base := scaling.get('base_batch_size'):
-        scaled = rate * batch * processes / base
-        on = 'is scaled to' if scaling.get('enable') else 'would be, with --auto-scale-lr,'
-        line += f' {on} {scaled:.4g} (recipe: base {base})'
+        scaled = rate * batch * processes / base  # MMEngine's rule, which leaves accumulation out
+        verb = 'scaled to' if scaling.get('enable') else 'with --auto-scale-lr'
+        line += f', {verb} {scaled:.4g} (base {base})'
         if steps > 1:
-            line += f'; MMEngine leaves accumulation out of it: {scaled * steps:.4g} with it'
+            line += f', which does not count accumulation ({scaled * steps:.4g} would)'
     print_log(f'{line}.', logger='current')
+
     loss = config.model.get('head', {}).get('loss', {})
-    if loss.get('type') == 'IRMLoss' and loss.get('beta', 1):
-        rows = batch * processes if loss.get('gather') else batch
-        paper = (256 / rows) ** 0.5
+    beta = loss.get('beta', 1.0)
+    if loss.get('type') != 'IRMLoss' or not beta:
+        return
+    rows = batch * processes if loss.get('gather') else batch
+    print_log(
+        f"Relation matching: β = {beta:.4g} over N = {rows} faces; the paper's β = 1 over 256 is "
+        f'{(256 / rows) ** 0.5:.4g} over {rows}.',
+        logger='current',
+    )
+    if steps > 1:
         print_log(
-            f'Relations: N = {rows} faces, β = {loss.get("beta", 1):.4g}; '
-            f'the paper\'s β = 1 at N = 256 weighs as β = {paper:.4g} here.',
+            f'Relations stay within {rows} faces; accumulating {steps} times does not make them '
+            f'relations within {rows * steps}.',
             logger='current',
+            level=logging.WARNING,
         )
-        if steps > 1:
-            print_log(
-                f'Relations stay within a micro-batch of {rows}: accumulating {steps} of them is not a batch of '
-                f'{rows * steps}.',
-                logger='current',
-                level=logging.WARNING,
-            )
 
 
 def _memory_shortage(config: Config, processes: int) -> str | None:

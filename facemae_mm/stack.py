@@ -10,7 +10,7 @@ REMEDY = {
     'mmengine': 'pip install mmengine',
     'mmcv': 'pip install mmcv-lite',
     'mmpretrain': 'pip install mmpretrain',
-    'faiss': "pip install faiss-cpu    (with a GPU: pip install faiss-gpu)",
+    'faiss': 'pip install faiss-cpu    (with a GPU: pip install faiss-gpu)',
     'pkg_resources': "pip install 'setuptools<81'",
 }
 

@@ -64,10 +64,7 @@ def test_value_and_gradient_equal_the_literal_loop(gradient):
 def test_loss_of_the_head_equals_the_literal_loop():
     module = head()
     embedding = torch.randn(3, 4)
-    cosine = [
-        [torch.cosine_similarity(e, w, dim=0).item() for w in module.weight.double()]
-        for e in embedding.double()
-    ]
+    cosine = [[torch.cosine_similarity(e, w, dim=0).item() for w in module.weight.double()] for e in embedding.double()]
     labels = [1, 0, 4]
     loss = module.loss((embedding,), samples(labels))
     _, expected, _ = literal(torch.tensor(cosine, dtype=torch.float64), labels)
@@ -159,9 +156,7 @@ class Columns(nn.Module):
 
 
 def recogniser(**kwargs):
-    config = dict(
-        type='FaceRecognizer', head=dict(type='ArcFaceHead', num_classes=5, in_channels=4)
-    )
+    config = dict(type='FaceRecognizer', head=dict(type='ArcFaceHead', num_classes=5, in_channels=4))
     return MODELS.build(dict(config, backbone=Columns(), **kwargs))
 
 

@@ -119,8 +119,7 @@ def test_iresnet_computes_what_its_keys_say():
     def bn(x, name):
         shape = (1, -1) + (1,) * (x.ndim - 2)
         mean, var, weight, bias = (
-            state[f'{name}.{key}'].view(shape)
-            for key in ('running_mean', 'running_var', 'weight', 'bias')
+            state[f'{name}.{key}'].view(shape) for key in ('running_mean', 'running_var', 'weight', 'bias')
         )
         return (x - mean) / (var + 1e-5).sqrt() * weight + bias
 
@@ -214,10 +213,7 @@ def test_dlib_resnet_agrees_with_dlib_on_noise_and_shapes(dlib_network, dlib_fil
 def test_dlib_resnet_agrees_with_dlib_on_real_chips(dlib_network, dlib_file, shared):
     warp = similarity_transform(ARCFACE_TEMPLATE, np.array(DlibFaceResNet.template))
     files = sorted((shared / 'faces' / 'lfw112').glob('*/*_0001.jpg'))[::400]
-    chips = [
-        cv2.warpAffine(np.ascontiguousarray(cv2.imread(str(file))[..., ::-1]), warp, (150, 150))
-        for file in files
-    ]
+    chips = [cv2.warpAffine(np.ascontiguousarray(cv2.imread(str(file))[..., ::-1]), warp, (150, 150)) for file in files]
     assert len(chips) >= 8
     expected = dlib_descriptors(chips, dlib_file)
     torch.testing.assert_close(own_descriptors(dlib_network, chips), expected, rtol=0, atol=1e-5)
@@ -450,9 +446,7 @@ def test_checkpoint_of_a_recogniser_and_its_sha256(tmp_path):
     backbone = randomised(MODELS.build(tiny_iresnet()))
     state = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
     path = tmp_path / 'recogniser.pth'
-    torch.save(
-        dict(meta=dict(epoch=3), state_dict={**state, 'head.weight': torch.zeros(5, 16)}), path
-    )
+    torch.save(dict(meta=dict(epoch=3), state_dict={**state, 'head.weight': torch.zeros(5, 16)}), path)
     phi = FaceEmbedder(tiny_iresnet(), path)
     assert phi.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (phi.embedding_dim, phi.input_size) == (16, 112)
@@ -475,9 +469,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
 
     refused({k: v for k, v in state.items() if k != 'bn2.bias'}, r'1 missing \(bn2\.bias\).*depth')
     refused({**state, 'neck.weight': torch.zeros(1)}, r'1 unexpected \(neck\.weight\)')
-    refused(
-        {f'net.{k}': v for k, v in state.items()}, r'missing \(conv1\.weight; .*unexpected \(net\.'
-    )
+    refused({f'net.{k}': v for k, v in state.items()}, r'missing \(conv1\.weight; .*unexpected \(net\.')
     other = MODELS.build({**tiny_iresnet(), 'embedding_dim': 8}).state_dict()
     refused(other, r'another shape \(fc\.weight \(8, 1568\), not \(16, 1568\)')
     refused([1, 2], 'holds list')

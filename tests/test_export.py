@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
+from tiny import SMALL_FACEMAE, small_recipe, write_faces
 
 from facemae_mm.datasets import FaceMask
 from facemae_mm.engine.reconstruction_export_hook import sha256_file
-
-from tiny import SMALL_FACEMAE, small_recipe, write_faces
 
 
 def recipe(repository, faces, release, work, **options):
@@ -129,7 +128,7 @@ def test_what_would_spoil_a_release_is_refused(repository, work):
     with pytest.raises(FileExistsError, match='exists and is complete'):
         export(repository, work, 'release')
     assert content(release) == before
-    with pytest.raises(ValueError, match='head.norm_pix must be False'):
+    with pytest.raises(ValueError, match=r'head\.norm_pix must be False'):
         export(repository, work, 'normalised', **{'model.head.norm_pix': True})
     assert not (work / 'normalised').exists()
     with pytest.raises(ValueError, match='needs one FaceMask with fresh=False'):

@@ -16,9 +16,7 @@ NAMES = [f'person {i}' for i in range(40)]
 
 @pytest.fixture
 def folder(tmp_path):
-    return write_folder(
-        tmp_path / 'faces', *(f'{name}/{i}.jpg' for name in NAMES for i in range(3))
-    )
+    return write_folder(tmp_path / 'faces', *(f'{name}/{i}.jpg' for name in NAMES for i in range(3)))
 
 
 def part_by_hash(name, of):
@@ -155,9 +153,7 @@ def test_persistent_workers_read_the_same_bytes_and_see_the_epoch(tmp_path, star
     images = {i: image_record(float(i // 3), bytes([i]) * (7000 * i + 1)) for i in range(12)}
     dataset = FaceRecordDataset(write_rec(tmp_path, images))
     expected = [(str(i), bytes([i]) * (7000 * i + 1)) for i in range(12)]
-    assert [
-        (s['img_key'], s['img_bytes']) for s in map(dataset.get_data_info, range(12))
-    ] == expected
+    assert [(s['img_key'], s['img_bytes']) for s in map(dataset.get_data_info, range(12))] == expected
     loader = DataLoader(
         dataset,
         batch_size=2,

@@ -215,9 +215,7 @@ def test_incomplete_folder_is_refused(tmp_path):
 
 @pytest.fixture
 def prepare_orl(repository):
-    spec = importlib.util.spec_from_file_location(
-        'prepare_orl', repository / 'tools/prepare_orl.py'
-    )
+    spec = importlib.util.spec_from_file_location('prepare_orl', repository / 'tools/prepare_orl.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

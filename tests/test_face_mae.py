@@ -30,9 +30,7 @@ CONFIG = dict(
         decoder_depth=1,
         decoder_num_heads=2,
     ),
-    head=dict(
-        type='MAEPretrainHead', patch_size=8, loss=dict(type='PixelReconstructionLoss', criterion='L2')
-    ),
+    head=dict(type='MAEPretrainHead', patch_size=8, loss=dict(type='PixelReconstructionLoss', criterion='L2')),
 )
 
 

@@ -67,9 +67,7 @@ def images_of(source):
 def test_record_file_by_mxnet_holds_the_faces_that_went_into_it(shared):
     source = open_faces(shared / 'formats/lfw60_mxnet/train.rec')
     assert len(source) == 600 and list(source.keys) == [str(i) for i in range(1, 601)]
-    assert source.labels.dtype == np.int64 and source.labels.tolist() == [
-        i // 10 for i in range(600)
-    ]
+    assert source.labels.dtype == np.int64 and source.labels.tolist() == [i // 10 for i in range(600)]
     assert source.identities == [str(i) for i in range(60)]
     property_file = (shared / 'formats/lfw60_mxnet/property').read_text()
     assert property_file.strip() == f'{len(source.identities)},112,112'
@@ -96,8 +94,7 @@ def test_lfw_as_folders(shared):
     assert source.keys == sorted(source.keys) and source.identities == sorted(source.identities)
     assert source.labels.dtype == np.int64 and set(source.labels.tolist()) == set(range(5749))
     assert all(
-        key.startswith(f'{source.identities[label]}/')
-        for key, label in zip(source.keys, source.labels, strict=True)
+        key.startswith(f'{source.identities[label]}/') for key, label in zip(source.keys, source.labels, strict=True)
     )
     for i in (0, 7000, 13232):
         data = source.read(i)
@@ -110,9 +107,7 @@ def test_lfw_as_folders(shared):
 
 def test_folder_takes_image_files_only_in_the_order_of_their_keys(tmp_path):
     write_folder(tmp_path, 'b/2.PNG', 'b/1.v2.jpg', 'a b/x.Jpeg', 'a/x.tif', 'a/y.webp')
-    write_folder(
-        tmp_path, 'a/.hidden.jpg', 'a/notes.txt', 'a/deeper/z.jpg', '.git/x.jpg', 'top.jpg'
-    )
+    write_folder(tmp_path, 'a/.hidden.jpg', 'a/notes.txt', 'a/deeper/z.jpg', '.git/x.jpg', 'top.jpg')
     (tmp_path / 'a/folder.png').mkdir()
     source = open_faces(str(tmp_path))
     assert source.keys == ['a b/x', 'a/x', 'a/y', 'b/1.v2', 'b/2']

@@ -108,8 +108,7 @@ def test_interval_by_identity_equals_the_literal_bootstrap():
 
     fold = np.repeat(np.arange(10), 4)
     d = np.square(
-        first / np.linalg.norm(first, axis=1)[:, None]
-        - second / np.linalg.norm(second, axis=1)[:, None]
+        first / np.linalg.norm(first, axis=1)[:, None] - second / np.linalg.norm(second, axis=1)[:, None]
     ).sum(1)
     grid = np.arange(0, 4, 0.01)
     correct = np.empty(40, bool)

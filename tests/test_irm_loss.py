@@ -79,9 +79,7 @@ def test_value_equals_the_literal_twin(normalize, squared, scale, beta, im, mse)
     )
     pred, target = images(0), images(1)
     mask = (torch.arange(16) % 4 > 0).float().expand(6, 16)
-    expected = twin(
-        pred, target, mask, beta=beta, im=im, mse=mse, normalize=normalize, squared=squared, scale=scale
-    )
+    expected = twin(pred, target, mask, beta=beta, im=im, mse=mse, normalize=normalize, squared=squared, scale=scale)
     by_tokens = loss(tokens(pred), tokens(target), mask)
     pixel_mask = mask.reshape(6, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     by_images = loss(pred, target, pixel_mask)
@@ -155,7 +153,7 @@ def test_what_cannot_be_matched_is_refused():
     normalised = MAEPretrainHead(
         loss=dict(type='PixelReconstructionLoss', criterion='L2'), norm_pix=True, patch_size=4
     ).construct_target(images(1))
-    with pytest.raises(ValueError, match='head.norm_pix must be False'):
+    with pytest.raises(ValueError, match=r'head\.norm_pix must be False'):
         loss(tokens(images(0)), normalised)
     with pytest.raises(ValueError, match='differ in shape'):
         loss(images(0), images(1)[:, :1])

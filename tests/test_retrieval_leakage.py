@@ -56,9 +56,7 @@ def brute_leakage(queries, query_ids, gallery, gallery_ids, source, k, leave_out
 def random_sets(images=60, identities=15, dimension=8, seed=0):
     generator = np.random.default_rng(seed)
     ids = np.sort(generator.integers(0, identities, images))
-    real = generator.normal(size=(identities, dimension))[ids] + generator.normal(
-        size=(images, dimension)
-    )
+    real = generator.normal(size=(identities, dimension))[ids] + generator.normal(size=(images, dimension))
     order = generator.permutation(images)
     released = (real + generator.normal(size=real.shape))[order]
     return real.astype(np.float32), ids, released.astype(np.float32), ids[order], order
@@ -187,9 +185,7 @@ def test_left_out_identities():
 def test_chance_level_equals_drawing():
     generator = np.random.default_rng(0)
     draws = np.argsort(generator.random((20000, 9)), axis=1)[:, :3]
-    assert chance_level(9, np.array([2]), 3)[0] == pytest.approx(
-        (draws < 2).any(1).mean(), abs=0.02
-    )
+    assert chance_level(9, np.array([2]), 3)[0] == pytest.approx((draws < 2).any(1).mean(), abs=0.02)
     assert chance_level(4, np.array([0, 3]), 2).tolist() == [0, 1]
 
 
@@ -213,9 +209,7 @@ def test_interval_equals_the_literal_bootstrap():
 
 def test_no_hit_at_all_is_no_certainty_for_few_identities():
     ids = np.array(list('aabb'))
-    metrics = RetrievalLeakage.calculate(
-        circle(0, 1, 90, 91), ids, circle(90, 91, 0, 1), ids, topk=(1,)
-    )
+    metrics = RetrievalLeakage.calculate(circle(0, 1, 90, 91), ids, circle(90, 91, 0, 1), ids, topk=(1,))
     assert metrics['top1_with'] == metrics['top1_with_lo'] == 0
     assert metrics['top1_with_hi'] > 0.5
 
@@ -261,9 +255,7 @@ def test_metric_follows_links_whatever_the_order(tmp_path):
     write_links(tmp_path / 'links.csv', queries, gallery, sets[4])
     made = queries + gallery
     # identities sort as text here, as numbers there: intervals draw them in another order
-    expected = RetrievalLeakage.calculate(
-        sets[0], sets[1].astype(str), sets[2], sets[3].astype(str), sets[4]
-    )
+    expected = RetrievalLeakage.calculate(sets[0], sets[1].astype(str), sets[2], sets[3].astype(str), sets[4])
     shuffled = [made[i] for i in np.random.default_rng(0).permutation(len(made))]
     for order in (made, shuffled + made[:9]):
         found = evaluate(order, len(made), links=tmp_path / 'links.csv')

@@ -18,14 +18,9 @@ def write(path, text):
 
 
 def pairs_of(folder, text, name='pairs.txt'):
-    dataset = VerificationPairs(
-        dict(x=dict(source=str(folder), pairs=write(folder.parent / name, text)))
-    )
+    dataset = VerificationPairs(dict(x=dict(source=str(folder), pairs=write(folder.parent / name, text))))
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-    return [
-        (a['img_key'], b['img_key'], a['same'])
-        for a, b in zip(infos[::2], infos[1::2], strict=True)
-    ]
+    return [(a['img_key'], b['img_key'], a['same']) for a, b in zip(infos[::2], infos[1::2], strict=True)]
 
 
 @pytest.fixture
@@ -38,9 +33,7 @@ def folder(tmp_path):
 
 def test_lfw(shared):
     faces = shared / 'faces'
-    dataset = VerificationPairs(
-        dict(lfw=dict(source=faces / 'lfw112', pairs=faces / 'lfw_pairs.txt'))
-    )
+    dataset = VerificationPairs(dict(lfw=dict(source=faces / 'lfw112', pairs=faces / 'lfw_pairs.txt')))
     assert len(dataset) == 12_000 and dataset.metainfo == dict(pairs=dict(lfw=6000))
     lfw = dataset.sets['lfw']
     assert lfw.same.reshape(10, 2, 300).all(-1).tolist() == [[True, False]] * 10
@@ -50,9 +43,7 @@ def test_lfw(shared):
     folds = [set(fold.tolist()) for fold in people.reshape(10, -1)]
     assert sum(map(len, folds)) == len(set.union(*folds)) == 4281
     first, last = dataset.get_data_info(1), dataset.get_data_info(600)
-    assert (
-        first.pop('img_bytes') == (faces / 'lfw112/Abel_Pacheco/Abel_Pacheco_0004.jpg').read_bytes()
-    )
+    assert first.pop('img_bytes') == (faces / 'lfw112/Abel_Pacheco/Abel_Pacheco_0004.jpg').read_bytes()
     assert first == dict(
         img_path=f'{faces / "lfw112"}:Abel_Pacheco/Abel_Pacheco_0004',
         img_key='Abel_Pacheco/Abel_Pacheco_0004',
@@ -89,9 +80,7 @@ def test_several_sets(shared, folder):
         pipeline=[lambda sample: sample | dict(seen=True)],
     )
     assert dataset.metainfo == dict(pairs=dict(a=2, b=10)) and len(dataset) == 24
-    seen = [
-        (x['set_name'], x['pair_index'], x['side']) for x in map(dataset.get_data_info, range(24))
-    ]
+    seen = [(x['set_name'], x['pair_index'], x['side']) for x in map(dataset.get_data_info, range(24))]
     sizes = dict(a=2, b=10)
     assert seen == [(n, i, side) for n in sizes for i in range(sizes[n]) for side in (0, 1)]
     last = dataset[23]
@@ -186,9 +175,7 @@ def test_bytes_and_arrays_of_every_protocol(tmp_path, protocol):
     content = ([b'one', array, column, b'four'], [True, False])
     if protocol == 2:
         # Python 3 writes bytes at protocol 2 through a codec; Python 2 wrote them as its strings.
-        content = (
-            b'\x80\x02(]q\x00(U\x03oneU\x04two!T\x05\x00\x00\x00threeU\x04foure]q\x01(\x88\x89et.'
-        )
+        content = b'\x80\x02(]q\x00(U\x03oneU\x04two!T\x05\x00\x00\x00threeU\x04foure]q\x01(\x88\x89et.'
     elif protocol == 5:
         content = pickle.dumps(([b'one', b'two!', b'three', b'four'], [True, False]), 5)
     else:

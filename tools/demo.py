@@ -52,7 +52,9 @@ def parse_args() -> argparse.Namespace:
         help='folder of identity folders of faces aligned to the ArcFace template at 112×112; at least 12 identities '
         'with two images or more',
     )
-    parser.add_argument('--work-dir', default='work_dirs/demo', help='where everything is written (default: %(default)s)')
+    parser.add_argument(
+        '--work-dir', default='work_dirs/demo', help='where everything is written (default: %(default)s)'
+    )
     parser.add_argument(
         '--scale',
         type=float,

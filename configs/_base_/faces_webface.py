@@ -1,7 +1,7 @@
 # 10 % of WebFace260M by identity, in InsightFace's packing, aligned at 112×112.
 train_faces = '{{$FACEMAE_TRAIN_FACES:data/webface260m/train.rec}}'
 needs = dict(
-    train_faces='aligned faces to train on: a train.rec in InsightFace\'s packing, or a folder of identity folders '
+    train_faces="aligned faces to train on: a train.rec in InsightFace's packing, or a folder of identity folders "
     '(--cfg-options train_faces=PATH)',
 )
 

@@ -51,9 +51,7 @@ def write_aligned_folder(
         with open(draft / LANDMARKS, 'w', newline='', encoding='utf-8') as file:
             table = csv.writer(file, lineterminator='\n')
             table.writerow(COLUMNS)
-            for key, image in tqdm(
-                images, 'aligning faces', total, unit='image', file=sys.stdout, mininterval=1
-            ):
+            for key, image in tqdm(images, 'aligning faces', total, unit='image', file=sys.stdout, mininterval=1):
                 found = aligner(image)
                 lost = missed[key.split('/')[0]]
                 if found is None:
@@ -80,13 +78,9 @@ def is_complete(out: str | Path) -> bool:
         return False
     table = out / LANDMARKS
     if not table.is_file():
-        raise FileExistsError(
-            f'{out} exists but has no {LANDMARKS}. Name another folder, or delete it.'
-        )
+        raise FileExistsError(f'{out} exists but has no {LANDMARKS}. Name another folder, or delete it.')
     with open(table, newline='', encoding='utf-8') as file:
         gone = [row['path'] for row in csv.DictReader(file) if not (out / row['path']).is_file()]
     if gone:
-        raise FileExistsError(
-            f'{out} lacks {len(gone)} of its faces, {gone[0]} first. Delete it and run this again.'
-        )
+        raise FileExistsError(f'{out} lacks {len(gone)} of its faces, {gone[0]} first. Delete it and run this again.')
     return True

@@ -59,19 +59,14 @@ class FaceRecordDataset(Dataset):
         test_mode: bool = False,
     ) -> None:
         if role not in (None, 'query', 'gallery'):
-            raise ValueError(
-                f"FaceRecordDataset: role {role!r} is unknown. Choose 'query', 'gallery' or None."
-            )
-        self.pipeline = Compose(
-            [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
-        )
+            raise ValueError(f"FaceRecordDataset: role {role!r} is unknown. Choose 'query', 'gallery' or None.")
+        self.pipeline = Compose([TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline])
         self.role = role
         self.test_mode = test_mode
         self.source: FaceSource = open_faces(source)
         if not self.source.identities:
             raise ValueError(
-                f'FaceRecordDataset: {source} knows no identities. Read a verification .bin by '
-                'VerificationPairs.'
+                f'FaceRecordDataset: {source} knows no identities. Read a verification .bin by VerificationPairs.'
             )
         self._select(subset, images)
         # In shared memory, so that persistent workers see set_epoch.
@@ -89,9 +84,7 @@ class FaceRecordDataset(Dataset):
             keep &= _chosen_identities(source, subset)[source.labels]
         if images is not None:
             part, of = _check_part('images', images)
-            keep &= np.fromiter(
-                (part_of(key, of) == part for key in source.keys), bool, len(source)
-            )
+            keep &= np.fromiter((part_of(key, of) == part for key in source.keys), bool, len(source))
         self.indices = np.flatnonzero(keep)
         if not len(self.indices):
             raise ValueError(
@@ -175,8 +168,5 @@ def _check_part(option: str, choice: dict) -> tuple[int, int]:
     whole = all(isinstance(number, int) for number in (part, of))
     if set(choice) != {'part', 'of'} or not whole or not 0 <= part < of:
         other = ' or dict(identities=[…])' if option == 'subset' else ''
-        raise ValueError(
-            f'FaceRecordDataset: {option}={choice} is no part. '
-            f'Give dict(part=i, of=n), 0 ≤ i < n{other}.'
-        )
+        raise ValueError(f'FaceRecordDataset: {option}={choice} is no part. Give dict(part=i, of=n), 0 ≤ i < n{other}.')
     return part, of

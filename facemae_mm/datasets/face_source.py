@@ -78,9 +78,7 @@ class FolderSource:
             return folders
         names = {entry.name for entry in entries}
         if 'train.rec' in names:
-            raise ValueError(
-                f'{self.path} holds no identity folders. Give {self.path / "train.rec"} itself.'
-            )
+            raise ValueError(f'{self.path} holds no identity folders. Give {self.path / "train.rec"} itself.')
         found = 'images but' if any(map(_image_name, names)) else 'no images and'
         raise ValueError(
             f'{self.path} holds {found} no identity folders. Put the images of each person in a '
@@ -137,8 +135,7 @@ def open_faces(path: str | Path) -> FaceSource:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f'{path} does not exist. Give a folder of identity folders, a train.rec or a '
-            'verification .bin.'
+            f'{path} does not exist. Give a folder of identity folders, a train.rec or a verification .bin.'
         )
     if path.is_dir():
         return FolderSource(path)

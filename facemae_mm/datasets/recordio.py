@@ -39,28 +39,18 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f'{path} does not exist. A .rec is read through its .idx: copy it beside the .rec.'
-        )
+        raise FileNotFoundError(f'{path} does not exist. A .rec is read through its .idx: copy it beside the .rec.')
     if path.stat().st_size == 0:
-        raise ValueError(
-            f'{path} is empty, so no record can be found. Copy it again from where the .rec comes.'
-        )
+        raise ValueError(f'{path} is empty, so no record can be found. Copy it again from where the .rec comes.')
     try:
-        keys, offsets = np.loadtxt(
-            path, np.int64, comments=None, delimiter='\t', ndmin=2, unpack=True
-        )
+        keys, offsets = np.loadtxt(path, np.int64, comments=None, delimiter='\t', ndmin=2, unpack=True)
     except ValueError as error:
-        raise ValueError(
-            f'{path} is no list of lines key<TAB>offset: {error}. Copy it again.'
-        ) from error
+        raise ValueError(f'{path} is no list of lines key<TAB>offset: {error}. Copy it again.') from error
     order = np.argsort(keys, kind='stable')
     keys, offsets = keys[order], offsets[order]
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
-        raise ValueError(
-            f'{path} has key {keys[twice[0]]} twice. Write the .idx anew from its .rec.'
-        )
+        raise ValueError(f'{path} has key {keys[twice[0]]} twice. Write the .idx anew from its .rec.')
     return keys, offsets
 
 

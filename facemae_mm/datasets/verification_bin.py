@@ -37,9 +37,7 @@ class VerificationBin:
                 raise self._error(f'image {i} is {type(image).__name__}, not bytes')
         for i, value in enumerate(same):
             if not isinstance(value, bool):
-                raise self._error(
-                    f'entry {i} of the second list is {type(value).__name__}, not bool'
-                )
+                raise self._error(f'entry {i} of the second list is {type(value).__name__}, not bool')
         if not same or len(images) != 2 * len(same):
             raise self._error(f'{len(images)} images do not make {len(same)} pairs')
         self._images = [image.data if isinstance(image, _Array) else image for image in images]
@@ -134,9 +132,7 @@ class _MakeDtype:
 
     def __call__(self, name: str | bytes, *flags: object) -> _Uint8:
         if name not in ('u1', b'u1'):
-            raise pickle.UnpicklingError(
-                f'an array has dtype {name!r}, but encoded images are uint8'
-            )
+            raise pickle.UnpicklingError(f'an array has dtype {name!r}, but encoded images are uint8')
         return _Uint8()
 
 
@@ -159,7 +155,6 @@ class _Unpickler(pickle.Unpickler):
         stand_in = self.admitted.get((module, name))
         if stand_in is None:
             raise pickle.UnpicklingError(
-                f'it asks for {module}.{name}, but only lists, tuples, bytes, bools and uint8 '
-                'arrays are admitted'
+                f'it asks for {module}.{name}, but only lists, tuples, bytes, bools and uint8 arrays are admitted'
             )
         return stand_in()

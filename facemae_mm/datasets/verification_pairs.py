@@ -38,9 +38,7 @@ def read_pairs(path: str | Path) -> tuple[list[str], list[bool]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f'{path} does not exist. Give a list of pairs (pairs.txt in the form of LFW).'
-        )
+        raise FileNotFoundError(f'{path} does not exist. Give a list of pairs (pairs.txt in the form of LFW).')
     lines = path.read_text(encoding='utf-8').splitlines()
     promised = None
     if lines and lines[0].split(',') == KEY_COLUMNS:
@@ -60,9 +58,7 @@ def read_pairs(path: str | Path) -> tuple[list[str], list[bool]]:
         keys += pair[:2]
         same.append(pair[2])
     if not same or promised not in (None, len(same)):
-        expected = (
-            'at least one is needed' if promised is None else f'its first line promises {promised}'
-        )
+        expected = 'at least one is needed' if promised is None else f'its first line promises {promised}'
         raise ValueError(f'{path} holds {len(same)} pairs, but {expected}. Copy the list again.')
     return keys, same
 
@@ -107,12 +103,9 @@ class VerificationPairs(Dataset):
     def __init__(self, sets: dict[str, dict], pipeline: Sequence = ()) -> None:
         if not sets:
             raise ValueError(
-                'VerificationPairs: sets is empty. Give one or several, as '
-                'dict(lfw=dict(source=…, pairs=…)).'
+                'VerificationPairs: sets is empty. Give one or several, as dict(lfw=dict(source=…, pairs=…)).'
             )
-        self.pipeline = Compose(
-            [TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline]
-        )
+        self.pipeline = Compose([TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline])
         self.sets = {name: _PairSet(name, **options) for name, options in sets.items()}
         self._names = list(self.sets)
         self._ends = np.cumsum([len(pairs.images) for pairs in self.sets.values()])
@@ -161,9 +154,7 @@ class _PairSet:
         is_bin = isinstance(self.source, VerificationBin)
         if is_bin == (pairs is not None):
             remedy = 'Leave pairs out, a .bin holds them' if is_bin else 'Give a list of pairs too'
-            raise ValueError(
-                f'VerificationPairs: set {name!r} has source {source} and {pairs=}. {remedy}.'
-            )
+            raise ValueError(f'VerificationPairs: set {name!r} has source {source} and {pairs=}. {remedy}.')
         if is_bin:
             self.images, self.same = np.arange(len(self.source)), self.source.same
             return

@@ -108,9 +108,7 @@ class ReconstructionExportHook(Hook):
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.links = self._name_all(loader.dataset)
         if self.model.paste_visible:
-            runner.logger.warning(
-                'paste_visible is on: this release holds the real pixels of every visible patch.'
-            )
+            runner.logger.warning('paste_visible is on: this release holds the real pixels of every visible patch.')
         if is_main_process():
             shutil.rmtree(self.partial, ignore_errors=True)
             for folder in {Path(path).parent for path in self.links.values()}:
@@ -144,7 +142,7 @@ class ReconstructionExportHook(Hook):
             self.partial.rename(self.release)
             runner.logger.info(
                 f'Release {self.release}: {len(self.links)} faces, manifest SHA-256 '
-                f'{sha256_file(self.release / "manifest.json")}; its links lie in {self.private} and are not for release.'
+                f'{sha256_file(self.release / "manifest.json")}. Its links lie in {self.private}: for you alone.'
             )
         barrier()
 
@@ -164,7 +162,7 @@ class ReconstructionExportHook(Hook):
         checkpoint = runner._load_from
         counts = Counter(str(Path(path).parent) for path in self.links.values())
         listing = ''.join(f'{sha256_file(self.partial / path)}  {path}\n' for path in sorted(self.links.values()))
-        stored = int(round(self.model.backbone.num_patches**0.5)) * self.mask.patch_size
+        stored = round(self.model.backbone.num_patches**0.5) * self.mask.patch_size
         return dict(
             format=MANIFEST_FORMAT,
             versions=self._versions(),

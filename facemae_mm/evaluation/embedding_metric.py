@@ -114,9 +114,7 @@ class EmbeddingMetric(BaseMetric):
             example = ''
             if repeated.any():
                 row = order[1:][repeated][0]
-                example = (
-                    f' (repeated: {self._name({name: results[name][row] for name in self.key})})'
-                )
+                example = f' (repeated: {self._name({name: results[name][row] for name in self.key})})'
             raise ValueError(
                 f'{type(self).__name__}: of the {size} images in the data set only '
                 f'{len(order) - repeated.sum()} arrived that differ in {", ".join(self.key)}'

@@ -42,10 +42,7 @@ class FaceVerification(EmbeddingMetric):
         for name in np.unique(results['set_name']):
             chosen = results['set_name'] == name
             left, right = (
-                {
-                    field: column[chosen & (results['side'] == side)]
-                    for field, column in results.items()
-                }
+                {field: column[chosen & (results['side'] == side)] for field, column in results.items()}
                 for side in (0, 1)
             )
             halves = np.setxor1d(left['pair_index'], right['pair_index'])
@@ -103,8 +100,7 @@ class FaceVerification(EmbeddingMetric):
             )
         if len(same) < FOLDS:
             raise ValueError(
-                f'FaceVerification: {len(same)} pairs cannot be cut into {FOLDS} folds. Give at '
-                f'least {FOLDS} pairs.'
+                f'FaceVerification: {len(same)} pairs cannot be cut into {FOLDS} folds. Give at least {FOLDS} pairs.'
             )
         if same.all() or not same.any():
             raise ValueError(
@@ -112,9 +108,7 @@ class FaceVerification(EmbeddingMetric):
                 f'{"one person" if same.any() else "two persons"}. Give pairs of both kinds.'
             )
         distance = np.square(_normalise(embeddings1) - _normalise(embeddings2)).sum(1)
-        fold = np.concatenate(
-            [np.full(len(p), i) for i, p in enumerate(np.array_split(same, FOLDS))]
-        )
+        fold = np.concatenate([np.full(len(p), i) for i, p in enumerate(np.array_split(same, FOLDS))])
 
         threshold = _best_thresholds(distance, same, fold)
         correct = (distance < threshold[fold]) == same

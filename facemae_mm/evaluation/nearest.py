@@ -13,9 +13,7 @@ def import_faiss():
     try:
         import faiss
     except ImportError as error:
-        raise ImportError(
-            'Retrieval needs faiss: `pip install faiss-cpu` (or faiss-gpu, never both).'
-        ) from error
+        raise ImportError('Retrieval needs faiss: `pip install faiss-cpu` (or faiss-gpu, never both).') from error
     return faiss
 
 

@@ -88,8 +88,7 @@ class RetrievalLeakage(EmbeddingMetric):
                 "role, or two sets with role='query' (real) and role='gallery' (released)."
             )
         query, gallery = (
-            {name: column[results['role'] == role] for name, column in results.items()}
-            for role in ('query', 'gallery')
+            {name: column[results['role'] == role] for name, column in results.items()} for role in ('query', 'gallery')
         )
         keys, identities = gallery['img_key'], gallery['identity']
         if self.links is not None:

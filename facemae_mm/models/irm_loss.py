@@ -49,9 +49,9 @@ class IRMLoss(BaseModule):
     another N than the paper's 256, β · √(256 / N) weighs the same.
 
     Args:
-        phi: Config of φ, a `FaceEmbedder`, which keeps itself out of the model's parameters, checkpoints and copies. Built
-            at the first use, so that a model predicts where φ's weights are absent; its SHA-256 goes to MessageHub as
-            `phi_sha256`, and so into every checkpoint.
+        phi: Config of φ, a `FaceEmbedder`, which keeps itself out of the model's parameters, checkpoints and copies.
+            Built at the first use, so that a model predicts where φ's weights are absent; its SHA-256 goes to
+            MessageHub as `phi_sha256`, and so into every checkpoint.
         beta: β, weight of relation matching, ≥ 0.
         im_weight: Weight of instance matching, ≥ 0.
         mse_weight: Weight of the mean squared error on removed pixels, normalised units, ≥ 0.
@@ -104,9 +104,7 @@ class IRMLoss(BaseModule):
         self.scale_relations = scale_relations
         self.gather = gather
 
-    def forward(
-        self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Weighted sum of the terms.
 
         Args:
@@ -166,9 +164,7 @@ class IRMLoss(BaseModule):
             MessageHub.get_current_instance().update_info('phi_sha256', self.phi.sha256)
         return self.phi(faces)[-1]
 
-    def _pixel_error(
-        self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _pixel_error(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Mean squared error over removed pixels, over all of them where no mask is given."""
         if pred.ndim == 4 and mask is not None:
             mask = mask.reshape(len(mask), 1, *mask.shape[-2:]).expand_as(pred)

@@ -93,9 +93,7 @@ class ArcFaceHead(EmbeddingHead):
     ) -> None:
         super().__init__(init_cfg)
         if gradient not in ('straight_through', 'exact'):
-            raise ValueError(
-                f"ArcFaceHead: gradient must be 'straight_through' or 'exact', not {gradient!r}."
-            )
+            raise ValueError(f"ArcFaceHead: gradient must be 'straight_through' or 'exact', not {gradient!r}.")
         self.num_classes, self.s, self.m, self.gradient = num_classes, s, m, gradient
         self.weight = nn.Parameter(torch.empty(num_classes, in_channels).normal_(std=0.01))
 
@@ -177,9 +175,7 @@ class FaceRecognizer(ImageClassifier):
         super().__init__(backbone, neck, head, **kwargs)
         self.flip_test = flip_test
 
-    def predict(
-        self, inputs: Tensor, data_samples: list[DataSample] | None = None
-    ) -> list[DataSample]:
+    def predict(self, inputs: Tensor, data_samples: list[DataSample] | None = None) -> list[DataSample]:
         """Set the raw `embedding` of every image.
 
         Args:

@@ -68,9 +68,7 @@ class _DlibStream:
             self.integer()
         version, *shape = [self.integer() for _ in range(5)]
         if version != 2 or np.prod(shape) != size:
-            raise self.error(
-                f'{layer!r} has a tensor {shape} of version {version}, not {size} values'
-            )
+            raise self.error(f'{layer!r} has a tensor {shape} of version {version}, not {size} values')
         values = self.data[self.position : self.position + 4 * size]
         if len(values) != 4 * size:
             raise self.error(f'{layer!r} has fewer than {size} values')
@@ -165,9 +163,7 @@ class DlibFaceResNet(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 32, 7, stride=2)
         widths = [32, *(channels for channels, _ in BLOCKS)]
-        self.blocks = nn.Sequential(
-            *(DlibBlock(width, *block) for width, block in zip(widths, BLOCKS, strict=False))
-        )
+        self.blocks = nn.Sequential(*(DlibBlock(width, *block) for width, block in zip(widths, BLOCKS, strict=False)))
         self.fc = nn.Linear(256, self.embedding_dim, bias=False)
         self.to(memory_format=torch.channels_last)
 

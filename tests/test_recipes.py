@@ -1,0 +1,135 @@
+"""Every recipe parses, builds, and takes a step."""
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from tiny import SMALL_FACEMAE, small_recipe, write_faces
+
+import facemae_mm  # noqa: F401  registers the components
+
+RECIPES = [
+    'arcface_r50_casia',
+    'demo_arcface',
+    'demo_export',
+    'demo_facemae',
+    'demo_leakage',
+    'demo_mae',
+    'export_casia',
+    'facemae_vitb_webface',
+    'leakage_casia',
+    'mae_vitb_webface',
+]
+pytestmark = pytest.mark.filterwarnings('ignore:FaceEmbedder. IResNet has no checkpoint')
+
+
+def test_no_recipe_is_forgotten(repository):
+    assert sorted(path.stem for path in (repository / 'configs').glob('*.py')) == RECIPES
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_says_how_to_get_what_it_needs(repository, name):
+    cfg = small_recipe(repository, name)
+    assert set(cfg.needs) <= set(cfg) and all(len(remedy) > 20 for remedy in cfg.needs.values())
+
+
+@pytest.fixture
+def run(repository, tmp_path):
+    """Trains a recipe on 16 pictures of 4 identities for one epoch, and tests it; returns runner and metrics."""
+    faces = write_faces(tmp_path / 'faces')
+
+    def run_recipe(name, train, **options):
+        cfg = small_recipe(repository, name, **options)
+        cfg.work_dir, cfg.experiment_name, cfg.log_level = str(tmp_path / 'work'), f'{name} {tmp_path}', 'ERROR'
+        if train:
+            cfg.train_cfg.max_epochs, cfg.param_scheduler = 1, []
+            cfg.train_dataloader.batch_size = 8
+        runner = Runner.from_cfg(cfg)
+        if train:
+            runner.train()
+        return runner, runner.test() if cfg.get('test_dataloader') else None
+
+    run_recipe.faces = str(faces)
+    run_recipe.folder = tmp_path
+    return run_recipe
+
+
+def test_mae_and_facemae_of_the_paper_train(run):
+    small = {k: v for k, v in SMALL_FACEMAE.items() if 'phi' not in k} | dict(train_faces=run.faces)
+    runner, _ = run('mae_vitb_webface', True, **small)
+    assert runner.iter == 2 and runner.model.head.norm_pix is False
+    torch.manual_seed(0)
+    torch.save(
+        MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), run.folder / 'phi.pth'
+    )
+    runner, _ = run(
+        'facemae_vitb_webface', True, train_faces=run.faces, phi_weights=str(run.folder / 'phi.pth'), **SMALL_FACEMAE
+    )
+    scalars = runner.message_hub.log_scalars
+    assert scalars['train/irm_n'].current() == 8 and scalars['train/irm_im'].current() > 0
+
+
+def test_masks_are_fresh_in_every_epoch(run):
+    small = {k: v for k, v in SMALL_FACEMAE.items() if 'phi' not in k} | dict(train_faces=run.faces)
+    runner, _ = run('mae_vitb_webface', True, **small)
+    dataset = runner.train_dataloader.dataset
+    first = dataset[0]['data_samples'].mask
+    dataset.set_epoch(1)
+    assert not torch.equal(dataset[0]['data_samples'].mask, first)
+
+
+def test_recogniser_of_the_paper_trains_and_verifies(run):
+    pairs = run.folder / 'pairs.csv'
+    rows = [(f'person_{i}/{a}', f'person_{i}/{b}', 1) for i in range(4) for a, b in ((0, 1), (2, 3))]
+    rows += [(f'person_{i}/{a}', f'person_{(i + 1) % 4}/{a}', 0) for i in range(4) for a in (0, 1)]
+    pairs.write_text('key1,key2,same\n' + ''.join(f'{a},{b},{c}\n' for a, b, c in rows))
+    verification = dict(sets=dict(tiny=dict(source=run.faces, pairs=str(pairs))))
+    runner, metrics = run(
+        'arcface_r50_casia',
+        True,
+        recognition_faces=run.faces,
+        num_classes=4,
+        **{
+            'model.backbone.depth': 18,
+            'model.backbone.base_channels': 4,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'val_dataloader.num_workers': 0,
+            'test_dataloader.num_workers': 0,
+            'val_dataloader.dataset': dict(_delete_=True, type='VerificationPairs', **verification, pipeline=PAIRS),
+            'test_dataloader.dataset': dict(_delete_=True, type='VerificationPairs', **verification, pipeline=PAIRS),
+        },
+    )
+    assert 0 <= metrics['tiny/accuracy_lo'] <= metrics['tiny/accuracy'] <= metrics['tiny/accuracy_hi'] <= 1
+    assert metrics['tiny/pairs'] == 16
+
+
+PAIRS = [
+    dict(type='LoadFace', size=112),
+    dict(type='PackInputs', meta_keys=('img_key', 'set_name', 'pair_index', 'side', 'same', 'identity')),
+]
+
+
+def test_leakage_of_a_set_of_copies_is_total(run):
+    """Released = real: the same picture is its own nearest, and others of a person lie near."""
+    torch.manual_seed(0)
+    torch.save(
+        MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), run.folder / 'phi.pth'
+    )
+    _, metrics = run(
+        'leakage_casia',
+        False,
+        real_faces=run.faces,
+        released_faces=run.faces,
+        attacker_weights=str(run.folder / 'phi.pth'),
+        **{
+            'model.backbone.backbone.depth': 18,
+            'model.backbone.backbone.base_channels': 4,
+            'test_dataloader.num_workers': 0,
+            'test_evaluator.links': None,
+        },
+    )
+    assert metrics['leakage/top1_with'] == 1.0
+    assert metrics['leakage/queries'] == 16 and metrics['leakage/identities'] == 4
+    # 15 others, 3 of them one's own: 1 − (12 · 11) / (15 · 14)
+    assert metrics['leakage/chance_top2'] == pytest.approx(1 - 132 / 210)
