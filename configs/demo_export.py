@@ -17,7 +17,7 @@ test_dataloader = dict(
         source=deploy_faces,
         pipeline=[
             dict(type='LoadFace', size=112),
-            dict(type='FaceMask', patch_size=8, mask_ratio=0.75, fresh=False, seed=0),
+            dict(type='FaceMask', patch_size=16, mask_ratio=0.75, fresh=False, seed=0),
             dict(type='PackInputs', meta_keys=('img_key',)),
         ],
     ),

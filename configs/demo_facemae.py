@@ -1,5 +1,6 @@
 # The demo's FaceMAE: Eq. 2 in the feature space of dlib's face ResNet (CC0, from PyPI's face_recognition_models), from
-# the pixel-trained start of configs/demo_mae.py: from random weights IRM does not leave the mean face at this size.
+# the pixel start of configs/demo_start.py: from random weights IRM does not leave the mean face at this size, and from a
+# plain MAE, whose visible patches are noise, it drifts to noise that φ likes (both seen).
 #
 # β = 1 belongs to the paper's N = 256; N = 32 here, so β · √(256 / 32) = 2.83.
 _base_ = './_base_/demo_faces.py'
@@ -7,10 +8,10 @@ _base_ = './_base_/demo_faces.py'
 phi_weights = (
     '{{$FACEMAE_PHI_WEIGHTS:package:face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat}}'
 )
-start_weights = '{{$FACEMAE_START_WEIGHTS:work_dirs/demo_mae/epoch_200.pth}}'
+start_weights = '{{$FACEMAE_START_WEIGHTS:work_dirs/demo_start/epoch_40.pth}}'
 needs = dict(
     phi_weights="dlib's face ResNet: pip install face_recognition_models==0.3.0",
-    start_weights='a pixel-trained start: tools/train.py configs/demo_mae.py makes one '
+    start_weights='a pixel-trained start: tools/train.py configs/demo_start.py makes one '
     '(--cfg-options start_weights=PATH)',
 )
 
@@ -23,7 +24,6 @@ model = dict(
             beta=2.83,
             mean=[127.5] * 3,
             std=[127.5] * 3,
-            patch_size=8,
         )
     )
 )

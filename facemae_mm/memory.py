@@ -124,8 +124,8 @@ def check_memory(config: Config, processes: int = 1) -> None:
     if estimate.total <= available:
         return
     message = (
-        f'{processes} processes with a batch of {estimate.batch_size} each need about {_gib(estimate.total)} of memory; '
-        f'this machine has {_gib(available)} for them. '
+        f'{processes} processes with a batch of {estimate.batch_size} each need about {_gib(estimate.total)} '
+        f'of memory; this machine has {_gib(available)} for them. '
     )
     options = []
     workers = config.train_dataloader.get('num_workers', 0)
@@ -151,21 +151,23 @@ def available_memory() -> int:
     return min([int(meminfo['MemAvailable']) * 1024, *_control_group_rooms()])
 
 
-def _control_group_rooms() -> Iterator[int]:
+def _control_group_rooms(own: Path = Path('/proc/self/cgroup'), root: Path = Path('/sys/fs/cgroup')) -> Iterator[int]:
     """Bytes left in each control group that this process is in, versions 1 and 2."""
-    for line in Path('/proc/self/cgroup').read_text().splitlines():
+    for line in own.read_text().splitlines():
         _, controllers, path = line.split(':', 2)
-        if controllers not in ('', 'memory'):
+        if controllers == '':
+            top, limit_file, used_file = root, 'memory.max', 'memory.current'
+        elif controllers == 'memory':
+            top, limit_file, used_file = root / 'memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes'
+        else:
             continue
-        v2 = controllers == ''
-        root = Path('/sys/fs/cgroup' if v2 else '/sys/fs/cgroup/memory')
-        group = root / path.lstrip('/')
-        for folder in [group, *group.parents]:
-            if not folder.is_relative_to(root):
+        group = top / path.lstrip('/')
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(top):
                 break
             try:
-                limit = int((folder / ('memory.max' if v2 else 'memory.limit_in_bytes')).read_text())
-                used = int((folder / ('memory.current' if v2 else 'memory.usage_in_bytes')).read_text())
+                limit = int((folder / limit_file).read_text())
+                used = int((folder / used_file).read_text())
                 statistics = (folder / 'memory.stat').read_text()
             except (OSError, ValueError):  # no such file here, or the limit is 'max'
                 continue

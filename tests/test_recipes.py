@@ -15,6 +15,7 @@ RECIPES = [
     'demo_facemae',
     'demo_leakage',
     'demo_mae',
+    'demo_start',
     'export_casia',
     'facemae_vitb_webface',
     'leakage_casia',
@@ -59,9 +60,7 @@ def test_mae_and_facemae_of_the_paper_train(run):
     runner, _ = run('mae_vitb_webface', True, **small)
     assert runner.iter == 2 and runner.model.head.norm_pix is False
     torch.manual_seed(0)
-    torch.save(
-        MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), run.folder / 'phi.pth'
-    )
+    torch.save(MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), run.folder / 'phi.pth')
     runner, _ = run(
         'facemae_vitb_webface', True, train_faces=run.faces, phi_weights=str(run.folder / 'phi.pth'), **SMALL_FACEMAE
     )
@@ -113,9 +112,7 @@ PAIRS = [
 def test_leakage_of_a_set_of_copies_is_total(run):
     """Released = real: the same picture is its own nearest, and others of a person lie near."""
     torch.manual_seed(0)
-    torch.save(
-        MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), run.folder / 'phi.pth'
-    )
+    torch.save(MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), run.folder / 'phi.pth')
     _, metrics = run(
         'leakage_casia',
         False,

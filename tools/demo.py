@@ -33,11 +33,12 @@ import matplotlib.pyplot as plt
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 ROWS = dict(original='original', masked='75 % masked', mae='MAE', facemae='FaceMAE')
 SEED = 0
+PATCH = 16  # of configs/_base_/demo_faces.py
 
 # How long each stage trains, in faces seen. Chosen so that the whole demo ends within 12 minutes on two cores.
-SAMPLES = dict(mae=24_000, facemae=10_000, arcface=8_000)
+SAMPLES = dict(mae=50_000, start=10_000, facemae=12_000, arcface=4_000)
 MOST_IMAGES = dict(train=6_000, deploy=1_200)
-MOST_PAIRS = 3_000
+MOST_PAIRS = 1_000
 
 
 def parse_args() -> argparse.Namespace:
@@ -191,7 +192,7 @@ class Demo:
         return runner
 
     def train_reconstructor(self, name: str, recipe: str, **variables: str) -> str:
-        """MAE or FaceMAE on the training identities. Returns the checkpoint."""
+        """MAE, the pixel start or FaceMAE on the training identities. Returns the checkpoint."""
         cfg = self.config(recipe, name, train_faces=self.faces, **variables)
         cfg.train_dataloader.dataset.subset = dict(identities=self.splits['train'])
         self.train(cfg, SAMPLES[name])
@@ -227,14 +228,11 @@ class Demo:
 
     def leak(self, row: str, release: Path | None, attacker: str, embedder: Config | None) -> dict[str, float]:
         """Real faces of the deployment identities look for their owners in one row's faces (Eq. 3)."""
-        private = release.with_name(f'{release.name}.private') if release else None
-        cfg = self.config(
-            'demo_leakage',
-            f'leakage {row} {attacker}',
-            real_faces=self.faces,
-            released_faces=str(release or self.faces),
-            links=str(private / 'links.csv') if private else '',
-        )
+        released = dict(released_faces=self.faces)
+        if release is not None:
+            private = release.with_name(f'{release.name}.private')
+            released = dict(released_faces=str(release), links=str(private / 'links.csv'))
+        cfg = self.config('demo_leakage', f'leakage {row} {attacker}', real_faces=self.faces, **released)
         queries, gallery = cfg.test_dataloader.dataset.datasets
         queries.subset = dict(identities=self.splits['deploy'])
         if release is None:
@@ -252,10 +250,10 @@ class Demo:
         return values
 
     def real_faces(self, dataset: Config, masked: bool) -> Config:
-        """The deployment identities' stored faces in a recipe's dataset, behind the release's own masks where `masked`."""
+        """The deployment identities' stored faces in a recipe's dataset; where `masked`, behind the release's masks."""
         dataset.subset = dict(identities=self.splits['deploy'])
         if masked:
-            dataset.pipeline.insert(1, dict(type='FaceMask', patch_size=8, mask_ratio=0.75, fresh=False, seed=SEED))
+            dataset.pipeline.insert(1, dict(type='FaceMask', patch_size=PATCH, mask_ratio=0.75, fresh=False, seed=SEED))
         return dataset
 
 
@@ -316,7 +314,7 @@ def draw_faces(demo: Demo, releases: dict[str, Path], path: Path) -> None:
     for name, release in releases.items():
         with (release.with_name(f'{name}.private') / 'links.csv').open(newline='') as file:
             links[name] = {line['source_key']: release / line['released_path'] for line in csv.DictReader(file)}
-    load, mask = LoadFace(size=112), FaceMask(patch_size=8, fresh=False, seed=SEED)
+    load, mask = LoadFace(size=112), FaceMask(patch_size=PATCH, fresh=False, seed=SEED)
     for i, (key, label) in enumerate(zip(demo.source.keys, demo.source.labels, strict=True)):
         if key not in links['facemae'] or label in seen or len(columns) == 8:
             continue
@@ -339,7 +337,7 @@ def draw_faces(demo: Demo, releases: dict[str, Path], path: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    start = time.time()
+    began = time.time()
     work = Path(args.work_dir)
     work.mkdir(parents=True, exist_ok=True)
     faces = Path(args.data) if args.data else work / 'faces'
@@ -350,9 +348,10 @@ def main() -> None:
     demo = Demo(open_faces(faces), work, args.scale)
     print({part: f'{len(names)} identities' for part, names in demo.splits.items()})
 
-    start_weights = demo.train_reconstructor('mae', 'demo_mae')
+    mae = demo.train_reconstructor('mae', 'demo_mae')
+    start_weights = demo.train_reconstructor('start', 'demo_start', mae_weights=mae)
     facemae = demo.train_reconstructor('facemae', 'demo_facemae', start_weights=start_weights)
-    releases = dict(mae=demo.export('mae', start_weights), facemae=demo.export('facemae', facemae))
+    releases = dict(mae=demo.export('mae', mae), facemae=demo.export('facemae', facemae))
 
     recognisers = {row: demo.recognise(row, releases.get(row)) for row in ROWS}
     attackers = dict(phi=None, recogniser=recognisers['original'][0])
@@ -384,7 +383,7 @@ def main() -> None:
         rows=rows,
         splits=demo.splits,
         scale=args.scale,
-        seconds=round(time.time() - start, 1),
+        seconds=round(time.time() - began, 1),
         peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     )
     draft = work / 'table.json.tmp'

@@ -33,4 +33,4 @@ def wilson_interval(rate: float, trials: int) -> tuple[float, float]:
     centre = rate + z * z / (2 * trials)
     half = z * np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     low, high = (float((centre + side) / (1 + z * z / trials)) for side in (-half, half))
-    return max(low, 0.0), min(high, 1.0)
+    return max(min(low, rate), 0.0), min(max(high, rate), 1.0)  # rounding must not leave the rate outside

@@ -54,7 +54,8 @@ class IRMLoss(BaseModule):
             MessageHub as `phi_sha256`, and so into every checkpoint.
         beta: β, weight of relation matching, ≥ 0.
         im_weight: Weight of instance matching, ≥ 0.
-        mse_weight: Weight of the mean squared error on removed pixels, normalised units, ≥ 0.
+        mse_weight: Weight of the mean squared error, normalised units, ≥ 0.
+        mse_visible: The squared error covers visible pixels too, as a start for IRM needs; else the removed ones alone.
         mean: What the data preprocessor subtracts, [0, 255], in the order of the channels.
         std: What it divides by.
         channel_order: Order of the channels that the preprocessor hands out, 'rgb' or 'bgr'.
@@ -74,6 +75,7 @@ class IRMLoss(BaseModule):
         beta: float = 1.0,
         im_weight: float = 1.0,
         mse_weight: float = 0.0,
+        mse_visible: bool = False,
         mean: tuple[float, float, float] = (123.675, 116.28, 103.53),
         std: tuple[float, float, float] = (58.395, 57.12, 57.375),
         channel_order: str = 'rgb',
@@ -94,6 +96,7 @@ class IRMLoss(BaseModule):
         self.beta = beta
         self.im_weight = im_weight
         self.mse_weight = mse_weight
+        self.mse_visible = mse_visible
         self.pixel_loss = PixelReconstructionLoss(criterion='L2')
         self.register_buffer('mean', torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -165,7 +168,9 @@ class IRMLoss(BaseModule):
         return self.phi(faces)[-1]
 
     def _pixel_error(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Mean squared error over removed pixels, over all of them where no mask is given."""
+        """Mean squared error over removed pixels; over all where visible ones count or no mask is given."""
+        if self.mse_visible:
+            mask = None
         if pred.ndim == 4 and mask is not None:
             mask = mask.reshape(len(mask), 1, *mask.shape[-2:]).expand_as(pred)
         return self.pixel_loss(pred, target, mask)
