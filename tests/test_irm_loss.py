@@ -75,7 +75,16 @@ def twin(pred, target, mask, *, beta, im, mse, normalize, squared, scale):
 @pytest.mark.parametrize(('beta', 'im', 'mse'), [(1, 1, 0), (0.5, 0, 0), (0, 1, 0), (10, 1, 0.3), (0, 0, 1)])
 def test_value_equals_the_literal_twin(normalize, squared, scale, beta, im, mse):
     loss = IRMLoss(
-        PHI, beta, im, mse, mean=MEAN, std=STD, patch_size=4, normalize=normalize, squared=squared, scale_relations=scale
+        PHI,
+        beta,
+        im,
+        mse,
+        mean=MEAN,
+        std=STD,
+        patch_size=4,
+        normalize=normalize,
+        squared=squared,
+        scale_relations=scale,
     )
     pred, target = images(0), images(1)
     mask = (torch.arange(16) % 4 > 0).float().expand(6, 16)
