@@ -36,7 +36,7 @@ SEED = 0
 PATCH = 16  # of configs/_base_/demo_faces.py
 
 # How long each stage trains, in faces seen. Chosen so that the whole demo ends within 12 minutes on two cores.
-SAMPLES = dict(mae=26_000, start=5_000, facemae=8_000, arcface=3_200)
+SAMPLES = dict(mae=30_000, start=6_000, facemae=9_000, arcface=4_000)
 MOST_IMAGES = dict(train=6_000, deploy=1_200)
 MOST_PAIRS = 1_000
 
