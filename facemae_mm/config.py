@@ -1,6 +1,5 @@
 """Recipes: the variables at their head from the command line, and what they need on disk."""
 
-import importlib.util
 import inspect
 import os
 import re
@@ -11,6 +10,8 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
+
+from .models.embedders.face_embedder import PACKAGE, resolve_checkpoint
 
 PREFIX = 'FACEMAE_'
 
@@ -136,11 +137,11 @@ def _exists(path: str) -> bool:
     """A file or folder, or one inside an installed package (`package:name/path`); an address is left to MMEngine."""
     if '://' in path:
         return True
-    if path.startswith('package:'):
-        package, _, inside = path.removeprefix('package:').partition('/')
-        spec = importlib.util.find_spec(package)
-        folders = (spec.submodule_search_locations or []) if spec else []
-        return any((Path(folder) / inside).exists() for folder in folders)
+    if path.startswith(PACKAGE):
+        try:
+            return resolve_checkpoint(path).is_file()
+        except FileNotFoundError:
+            return False
     return Path(path).exists()
 
 
