@@ -155,6 +155,17 @@ def test_terms_reach_the_log():
     assert not any('loss' in name for name in scalars if 'irm' in name)
 
 
+def test_visible_pixels_count_where_asked_and_need_no_phi():
+    pred, target, mask = images(0), images(1), torch.ones(6, 16)
+    mask[:, 8:] = 0
+    options = dict(phi=None, im_weight=0, beta=0, mse_weight=2.0, patch_size=4)
+    whole = IRMLoss(mse_visible=True, **options)(tokens(pred), tokens(target), mask)
+    torch.testing.assert_close(whole, 2 * (pred - target).square().mean())
+    assert not torch.allclose(whole, IRMLoss(**options)(tokens(pred), tokens(target), mask))
+    with pytest.raises(ValueError, match='need a φ'):
+        IRMLoss(phi=None, mse_weight=1.0)
+
+
 def test_what_cannot_be_matched_is_refused():
     loss = IRMLoss(PHI, mean=MEAN, std=STD, patch_size=4)
     with pytest.raises(ValueError, match='two faces or more, not 1'):

@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
         '--scale',
         type=float,
         default=1.0,
-        help='multiplies the length of every training; 0.05 shows the path in two minutes, with meaningless numbers',
+        help='multiplies the length of every training; 0.01 shows the path in a few minutes, with meaningless numbers',
     )
     return parser.parse_args()
 

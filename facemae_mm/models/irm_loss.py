@@ -51,7 +51,7 @@ class IRMLoss(BaseModule):
     Args:
         phi: Config of φ, a `FaceEmbedder`, which keeps itself out of the model's parameters, checkpoints and copies.
             Built at the first use, so that a model predicts where φ's weights are absent; its SHA-256 goes to
-            MessageHub as `phi_sha256`, and so into every checkpoint.
+            MessageHub as `phi_sha256`, and so into every checkpoint. None where MSE alone has weight.
         beta: β, weight of relation matching, ≥ 0.
         im_weight: Weight of instance matching, ≥ 0.
         mse_weight: Weight of the mean squared error, normalised units, ≥ 0.
@@ -66,12 +66,12 @@ class IRMLoss(BaseModule):
         gather: Relate the faces of all processes, with gradient; else those of one process.
 
     Raises:
-        ValueError: A weight below 0 or none above it, or a channel order that is not one of the two.
+        ValueError: A weight below 0 or none above it, terms that need a φ without one, or an unknown channel order.
     """
 
     def __init__(
         self,
-        phi: dict,
+        phi: dict | None,
         beta: float = 1.0,
         im_weight: float = 1.0,
         mse_weight: float = 0.0,
@@ -89,6 +89,8 @@ class IRMLoss(BaseModule):
         weights = dict(im_weight=im_weight, beta=beta, mse_weight=mse_weight)
         if min(weights.values()) < 0 or max(weights.values()) == 0:
             raise ValueError(f'IRMLoss: weights must be ≥ 0 and one of them above, not {weights}.')
+        if phi is None and (im_weight or beta):
+            raise ValueError('IRMLoss: instance and relation matching need a φ. Set phi, or im_weight=0 and beta=0.')
         if channel_order not in ('rgb', 'bgr'):
             raise ValueError(f"IRMLoss: channel_order is 'rgb' or 'bgr', not {channel_order!r}.")
         self.phi_cfg = phi
