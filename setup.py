@@ -32,6 +32,7 @@ REQUIRES = [
     'numpy>=1.26',
     'insightface>=0.7.3',
     'opencv-python',
+    'simplejpeg>=1.8',
     'matplotlib>=3.8',
     'tqdm',
     'setuptools>=64,<81',  # mmengine 0.10.7 imports pkg_resources

@@ -7,6 +7,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from facemae_mm.datasets import LoadFace
@@ -93,13 +94,40 @@ def test_half_written_images(face, extension, share):
 
 
 def test_a_jpeg_is_cut_off_without_its_end_marker(face, monkeypatch):
-    # OpenCV before version 5 returned such an image, its rest grey.
+    # OpenCV before version 5 returned such an image, its rest grey; it has the word where simplejpeg gives up.
+    whole = encode(face, 'jpg')
+    expected = load(whole)['img']
+    assert (load(whole + b'trailing')['img'] == expected).all()
     monkeypatch.setattr(cv2, 'imdecode', lambda data, flags: face)
-    data = encode(face, 'jpg')
-    assert (load(data)['img'] == face).all()
-    assert (load(data + b'trailing')['img'] == face).all()
     with pytest.raises(ValueError, match='cut off'):
-        load(data[:-2])
+        load(whole[:-2])
+
+
+def test_jpegs_have_the_pixels_of_opencv(shared):
+    for path in sorted((shared / 'faces/lfw_raw').glob('*/*.jpg'))[:40]:
+        data = path.read_bytes()
+        assert (load(data)['img'] == cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)).all()
+
+
+def test_grey_and_cmyk_jpegs(face):
+    grey = encode(face[..., 0], 'jpg')
+    img = load(grey)['img']
+    assert img.shape == (112, 112, 3) and (img[..., 0] == img[..., 2]).all()
+    buffer = io.BytesIO()
+    Image.fromarray(face[..., ::-1].copy()).convert('CMYK').save(buffer, 'JPEG', quality=95)
+    assert np.abs(load(buffer.getvalue())['img'].astype(int) - face).mean() < 12
+
+
+@pytest.mark.parametrize('exif', [b'', b'Exif\0\0'])
+def test_a_jpeg_of_900_megapixels_is_refused_before_it_is_decoded(face, exif, monkeypatch):
+    data = bytearray(encode(face, 'jpg'))
+    frame = data.index(b'\xff\xc0')
+    data[frame + 5 : frame + 9] = struct.pack('>HH', 30_000, 30_000)
+    data[2:2] = b'\xff\xfe' + struct.pack('>H', 2 + len(exif)) + exif  # a comment; EXIF takes the other way
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: pytest.fail('it was decoded'))
+    monkeypatch.setattr(simplejpeg, 'decode_jpeg', lambda *_: pytest.fail('it was decoded'))
+    with pytest.raises(ValueError, match=r'^set:bob/1 has more than 64 megapixels.*Remove it'):
+        load(bytes(data))
 
 
 @pytest.mark.parametrize('data', [b'hello', b'\xff\xd8\xff\xe0', b'GIF89a' + b'\0' * 40])

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from facemae_mm.command_line import add_options, read_recipe
 from facemae_mm.config import check_inputs
-from facemae_mm.datasets.load_face import decode_face
+from facemae_mm.datasets import LoadFace
 from facemae_mm.launch import refuse
 
 SIDE = 224  # of a face on the sheet, pixels
@@ -100,7 +100,7 @@ def draw(config: Config, split: str, number: int) -> np.ndarray:
     stored, fed = [], []
     for index in tqdm(indices, desc='Faces', unit='face'):
         info = dataset.get_data_info(index)
-        stored.append(decode_face(info['img_bytes'], info['img_path']))
+        stored.append(LoadFace()(info)['img'].round().astype(np.uint8))
         face = feed(dataset[index], preprocessor)
         fed.append(face[..., ::-1] if rgb else face)
     return contact_sheet(stored, fed)

@@ -1,18 +1,23 @@
 """Faces with their identities, for MMPretrain's pipelines."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from mmengine.dataset import Compose
 from mmpretrain.registry import DATASETS, TRANSFORMS
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from .face_source import FaceSource, open_faces
+from .landmarks import read_landmarks
 
 #: How often a training pipeline may drop a face in a row before that counts as an error.
 MAX_REFETCH = 100
+
+#: Workers that count for themselves which faces they skip.
+MAX_WORKERS = 1024
 
 
 def part_of(name: str, of: int) -> int:
@@ -26,10 +31,12 @@ class FaceRecordDataset(Dataset):
 
     A plain torch dataset: MMEngine's BaseDataset would hold a dict for each of 42 million records.
     A sample holds img_bytes, img_path (for messages), img_key, gt_label, identity, role, epoch and
-    sample_idx.
+    sample_idx; where a transform of the pipeline asks for them (`needs_landmarks`), also landmarks
+    (5, 2) float32 from the table beside the set, None where unknown.
 
     Args:
-        source: What `open_faces` opens: a folder of identity folders or a `train.rec`.
+        source: What `open_faces` opens and knows identities: a folder of identity folders, a .zip
+            of one, a `train.rec` or a masked dataset.
         pipeline: Transforms, from LoadFace to PackInputs.
         subset: dict(part=i, of=n), the i-th of n disjoint parts by the hash of the identity's
             name, which together cover everything; or dict(identities=[names]). Labels are then
@@ -38,6 +45,8 @@ class FaceRecordDataset(Dataset):
         images: dict(part=i, of=n), part of the images by the hash of the image key.
         test_mode: Where the pipeline returns None: an error in testing, another face at random in
             training.
+        on_error: What to do in training with a face that cannot be read: 'raise', or 'skip', which
+            takes another at random, counts it in `num_skipped` and warns once in each process.
 
     Attributes:
         identities: Name of each label.
@@ -57,7 +66,13 @@ class FaceRecordDataset(Dataset):
         role: str | None = None,
         images: dict | None = None,
         test_mode: bool = False,
+        on_error: str = 'raise',
     ) -> None:
+        if on_error not in ('raise', 'skip') or (on_error == 'skip' and test_mode):
+            raise ValueError(
+                f"FaceRecordDataset: on_error {on_error!r} with {test_mode=}. Choose 'raise' or, in training, 'skip': "
+                'a test that passes over faces would give numbers of another set.'
+            )
         if role not in (None, 'query', 'gallery'):
             raise ValueError(f"FaceRecordDataset: role {role!r} is unknown. Choose 'query', 'gallery' or None.")
         self.pipeline = Compose([TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline])
@@ -69,8 +84,13 @@ class FaceRecordDataset(Dataset):
                 f'FaceRecordDataset: {source} knows no identities. Read a verification .bin by VerificationPairs.'
             )
         self._select(subset, images)
-        # In shared memory, so that persistent workers see set_epoch.
+        needed = any(getattr(transform, 'needs_landmarks', False) for transform in self.pipeline.transforms)
+        self._landmarks = read_landmarks(self.source) if needed else None
+        self.on_error = on_error
+        # In shared memory, so that persistent workers see set_epoch, and what they skip is seen.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._skipped = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
+        self._warned = False
 
     def _select(self, subset: dict | None, images: dict | None) -> None:
         """Chooses images and numbers their identities anew."""
@@ -104,6 +124,11 @@ class FaceRecordDataset(Dataset):
     def full_init(self) -> None:
         """For MMEngine, which calls it before use; everything is read at construction already."""
 
+    @property
+    def num_skipped(self) -> int:
+        """How often a face could not be read and was skipped, in all workers of this process."""
+        return int(self._skipped.sum())
+
     def set_epoch(self, epoch: int) -> None:
         """Tells every worker the epoch that samples carry from now on."""
         self._epoch.fill_(epoch)
@@ -122,7 +147,12 @@ class FaceRecordDataset(Dataset):
             raise IndexError(f'FaceRecordDataset: index {idx} is not in [0, {len(self)}).')
         image, label = int(self.indices[idx]), int(self.labels[idx])
         key = self.source.keys[image]
+        extra = {}
+        if self._landmarks is not None:
+            points = self._landmarks[image]
+            extra['landmarks'] = None if np.isnan(points).any() else points
         return dict(
+            **extra,
             img_bytes=self.source.read(image),
             img_path=f'{self.source.path}:{key}',
             img_key=key,
@@ -135,15 +165,28 @@ class FaceRecordDataset(Dataset):
 
     def __getitem__(self, idx: int) -> dict:
         for _ in range(1 if self.test_mode else MAX_REFETCH):
-            info = self.get_data_info(idx)
-            sample = self.pipeline(info)
+            try:
+                sample = self.pipeline(self.get_data_info(idx))
+                fault = 'the pipeline returned None'
+            except (ValueError, OSError) as error:
+                if self.on_error == 'raise':
+                    raise
+                sample, fault = None, error
+                self._skip(error)
             if sample is not None:
                 return sample
-            idx = np.random.randint(len(self))
+            dropped, idx = idx, np.random.randint(len(self))
         raise ValueError(
-            f'FaceRecordDataset: the pipeline returned None for {info["img_path"]}. '
+            f'FaceRecordDataset: {fault} for {self.source.path}:{self.source.keys[int(self.indices[dropped])]}. '
             'Remove the image, or the transform that drops it.'
         )
+
+    def _skip(self, error: Exception) -> None:
+        worker = get_worker_info()
+        self._skipped[0 if worker is None else worker.id % MAX_WORKERS] += 1  # a place each: nobody else writes it
+        if not self._warned:
+            warnings.warn(f"FaceRecordDataset, on_error='skip': {error} Further ones are counted only.", stacklevel=3)
+            self._warned = True
 
 
 def _chosen_identities(source: FaceSource, subset: dict) -> np.ndarray:

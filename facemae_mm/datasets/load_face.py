@@ -4,9 +4,13 @@ import io
 
 import cv2
 import numpy as np
+import simplejpeg
 from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
+
+from .masked_dataset import MAGIC as MASKED_MAGIC
+from .masked_dataset import decode_masked
 
 #: What PIL calls the formats of `face_source.IMAGE_EXTENSIONS`.
 FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'PPM', 'TIFF')
@@ -20,7 +24,8 @@ class LoadFace(BaseTransform):
     """Decodes a face to three 8-bit channels, BGR.
 
     Grey images and those with alpha become BGR too, and EXIF rotation is applied. A sample that has
-    `img` already is only brought to three channels.
+    `img` already is only brought to three channels. A face of a masked dataset comes as `FaceMask`
+    leaves it: float32, removed pixels at 127.5, with its mask.
 
     **Required Keys:**
 
@@ -32,6 +37,7 @@ class LoadFace(BaseTransform):
     - img (H, W, 3) uint8, BGR
     - img_shape (H, W)
     - ori_shape (H, W)
+    - mask (L,) uint8, 1 = removed (of a masked dataset only)
 
     Args:
         size: Side that faces must have, pixels; None for any.
@@ -47,12 +53,17 @@ class LoadFace(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Adds the image."""
         name = results.get('img_path') or results.get('img_key') or 'an image without name'
-        img = _three_channels(results['img'], name) if 'img' in results else decode_face(results['img_bytes'], name)
+        if 'img' in results:
+            img = _three_channels(results['img'], name)
+        elif results['img_bytes'].startswith(MASKED_MAGIC):
+            img, results['mask'] = decode_masked(results['img_bytes'], name)
+        else:
+            img = decode_face(results['img_bytes'], name)
         height, width = img.shape[:2]
         if self.size is not None and (height, width) != (self.size, self.size):
             raise ValueError(
                 f'{name} is {width}×{height} pixels, not {self.size}×{self.size}. Align the faces '
-                f'to {self.size}×{self.size} first: insightface.utils.face_align.norm_crop does it.'
+                f'to {self.size}×{self.size} first: tools/prepare_faces.py does it.'
             )
         results['img'] = img
         results['img_shape'] = results['ori_shape'] = (height, width)
@@ -81,21 +92,32 @@ def decode_face(data: bytes, name: str) -> np.ndarray:
         f'{name} ({len(data)} bytes) is damaged, cut off or no image ({", ".join(FORMATS)}). '
         'Copy it again, or remove it from the set.'
     )
+    if data.startswith(MASKED_MAGIC):
+        raise ValueError(f'{name} is a face of a masked dataset, without its removed patches. Give the original set.')
+    # simplejpeg gives OpenCV's pixels (tested) and spares PIL's look at the header; it does not turn by EXIF.
+    jpeg = data.startswith(b'\xff\xd8')
+    plain_jpeg = jpeg and b'Exif\0' not in data
     try:
-        # Reads the header alone and decodes nothing.
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            pixels = header.width * header.height
+        if plain_jpeg:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        else:  # reads the header alone and decodes nothing
+            with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+                width, height = header.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        if plain_jpeg:
+            return simplejpeg.decode_jpeg(data, 'BGR')
     except Image.DecompressionBombError:
-        pixels = MAX_PIXELS + 1
-    except Exception as error:  # damaged headers raise nearly anything
-        raise ValueError(damaged) from error
-    if pixels > MAX_PIXELS:
         raise ValueError(
             f'{name} has more than {MAX_PIXELS // 1_000_000} megapixels, which no face needs. '
             'Remove it from the set, or reduce it first.'
-        )
+        ) from None
+    except Exception as error:  # damaged headers raise nearly anything
+        if not plain_jpeg:
+            raise ValueError(damaged) from error
+        # What simplejpeg refuses, such as CMYK or bytes after the end, is OpenCV's to judge.
     # Before version 5, OpenCV decoded a JPEG that is cut off and left the rest grey.
-    cut_off = data[:2] == b'\xff\xd8' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda')
+    cut_off = jpeg and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda')
     try:
         img = None if cut_off else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:

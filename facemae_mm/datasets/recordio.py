@@ -1,9 +1,11 @@
-"""MXNet's image records (`train.rec`, `train.idx`), read without MXNet."""
+"""MXNet's image records (`train.rec`, `train.idx`, `property`), read and written without MXNet."""
 
+import io
 import math
 import os
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,20 +20,36 @@ OLD_MAGIC = struct.pack('<I', 0x3ED7230A)
 #: Flag, label and two ids before an image; `flag` float32 labels follow where flag > 0.
 IMAGE_HEADER = struct.Struct('<IfQQ')
 
+#: An identity header or range: `IMAGE_HEADER` and two array labels.
+RANGE = struct.Struct('<IfQQ2f')
+
+#: Longest part of a record: its length has 29 bits.
+MAX_PART = (1 << 29) - 1
+
 #: Bytes that one read asks for: an aligned face of 112 × 112 fits.
 READ_AHEAD = 1 << 14
 
+#: Bytes of a record of which its labels are told: frame, image header, two array labels.
+HEAD = 8 + RANGE.size
+
+#: Records whose heads are looked at together, and lines of an index.
+BLOCK = 1 << 16
+
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 
+Numbers = np.ndarray | range
 
-def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+
+def read_index(path: str | Path) -> tuple[Numbers, np.ndarray]:
     """Reads an `.idx` file of lines key, tab, offset.
 
     Args:
         path: The file.
 
     Returns:
-        Keys (N,) int64, ascending, and the byte offset (N,) int64 of each one's record.
+        Keys, ascending, and the byte offset (N,) int64 of each one's record. Keys that count up by
+        one, which is the rule, come as a range, others as (N,) int64: 42 million records take
+        320 MiB.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -40,13 +58,26 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist. A .rec is read through its .idx: copy it beside the .rec.')
-    if path.stat().st_size == 0:
+    with path.open('rb') as file:
+        lines = sum(block.count(b'\n') for block in iter(lambda: file.read(1 << 24), b'')) + 1
+    keys, offsets, rows = None, np.empty(lines, np.int64), 0  # keys: while they count up, only the first is kept
+    first = 0
+    for block in _index_blocks(path):
+        end = rows + len(block)
+        offsets[rows:end] = block[:, 1]
+        if not rows:
+            first = int(block[0, 0])
+        if keys is None and not np.array_equal(block[:, 0], np.arange(first + rows, first + end)):
+            keys = np.empty(lines, np.int64)
+            keys[:rows] = np.arange(first, first + rows)
+        if keys is not None:
+            keys[rows:end] = block[:, 0]
+        rows = end
+    if not rows:
         raise ValueError(f'{path} is empty, so no record can be found. Copy it again from where the .rec comes.')
-    try:
-        keys, offsets = np.loadtxt(path, np.int64, comments=None, delimiter='\t', ndmin=2, unpack=True)
-    except ValueError as error:
-        raise ValueError(f'{path} is no list of lines key<TAB>offset: {error}. Copy it again.') from error
-    order = np.argsort(keys, kind='stable')
+    if keys is None:
+        return range(first, first + rows), offsets[:rows]
+    order = np.argsort(keys[:rows], kind='stable')
     keys, offsets = keys[order], offsets[order]
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
@@ -54,14 +85,35 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return keys, offsets
 
 
-class RecordFile:
-    """Random access to the records of one file.
+def _index_blocks(path: Path) -> Iterator[np.ndarray]:
+    """The lines of an index, (n, 2) int64 at a time."""
+    with path.open('rb') as file:
+        while block := file.read(1 << 22):
+            rest = file.readline(64)
+            if len(rest) == 64 and not rest.endswith(b'\n'):
+                raise ValueError(f'{path} is no list of lines key<TAB>offset: a line is too long. Copy it again.')
+            block += rest
+            if not block.strip():
+                continue
+            try:
+                rows = np.loadtxt(io.BytesIO(block), np.int64, comments=None, delimiter='\t', ndmin=2)
+                if rows.shape[1] != 2:
+                    raise ValueError(f'{rows.shape[1]} columns')
+            except ValueError as error:
+                raise ValueError(f'{path} is no list of lines key<TAB>offset: {error}. Copy it again.') from error
+            yield rows
 
-    Each process opens the file for itself at its first read and reads at absolute positions, so
-    that a file may be shared by forked and spawned workers.
+
+class ProcessFile:
+    """A file that is read at absolute positions; each process opens it for itself at its first read.
+
+    So it may be shared by forked and spawned workers.
 
     Args:
-        path: The `.rec` file.
+        path: The file.
+
+    Attributes:
+        size: Bytes, when it was opened first.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -72,6 +124,21 @@ class RecordFile:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | dict(_file=None, _process=0)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer where the file ends."""
+        return os.pread(self.fileno(), size, offset)
+
+    def fileno(self) -> int:
+        """Descriptor of this process's own handle."""
+        if self._file is None or self._process != os.getpid():
+            self._file = self.path.open('rb', buffering=0)
+            self._process = os.getpid()
+        return self._file.fileno()
+
+
+class RecordFile(ProcessFile):
+    """Random access to the records of one file."""
 
     def read(self, key: int, offset: int, limit: int | None = None) -> bytes:
         """Returns the data of one record, its parts rejoined.
@@ -85,35 +152,34 @@ class RecordFile:
             ValueError: The record is cut off, starts with another magic, or its parts do not
                 follow each other.
         """
-        file = self._own_file()
         parts, known = [], 0
         allowed = (WHOLE, FIRST)
         while True:
-            head = os.pread(file.fileno(), 8 + (READ_AHEAD if limit is None else limit), offset)
+            head = self.read_at(offset, 8 + (READ_AHEAD if limit is None else limit))
             flag, length = self._part(head, key, offset)
             if flag not in allowed:
                 fault = f'part flag {flag} where {allowed[0]} or {allowed[1]} must stand'
                 raise self.error(key, offset, f'{fault}. Write the .idx anew from the .rec')
             data = head[8 : 8 + length]
             if limit is None and len(data) < length:
-                data += os.pread(file.fileno(), length - len(data), offset + len(head))
+                data += self.read_at(offset + len(head), length - len(data))
                 if len(data) < length:
                     fault = f'{len(data)} of {length} bytes could be read'
                     raise self.error(key, offset, f'{fault}. Copy the file again')
             parts.append(data)
-            known += len(data)
+            known += len(data) + (len(MAGIC) if len(parts) > 1 else 0)
             if flag in (WHOLE, LAST) or (limit is not None and known >= limit):
                 return MAGIC.join(parts)[:limit]
             allowed = (MIDDLE, LAST)
             offset += 8 + length + -length % 4
 
-    def _own_file(self) -> BinaryIO:
-        """This process's own handle."""
-        file = self._file
-        if file is None or self._process != os.getpid():
-            file = self._file = self.path.open('rb', buffering=0)
-            self._process = os.getpid()
-        return file
+    def end(self, key: int, offset: int) -> int:
+        """Where the record after this one starts, bytes."""
+        while True:
+            flag, length = self._part(self.read_at(offset, 8), key, offset)
+            offset += 8 + length + -length % 4
+            if flag in (WHOLE, LAST):
+                return offset
 
     def _part(self, head: bytes, key: int, offset: int) -> tuple[int, int]:
         """Flag and length of the part that starts with `head`."""
@@ -124,7 +190,7 @@ class RecordFile:
             fault = f'magic {int.from_bytes(head[:4], "little"):#010x} instead of 0xced7230a'
             raise self.error(key, offset, f'{fault}. Copy the .idx that belongs to this .rec')
         word = int.from_bytes(head[4:8], 'little')
-        flag, length = word >> 29, word & (1 << 29) - 1
+        flag, length = word >> 29, word & MAX_PART
         if len(head) < 8 or offset + 8 + length > self.size:
             fault = f'it goes beyond the end of the file, byte {self.size}: the file is cut off'
             raise self.error(key, offset, f'{fault}. Copy the .rec and its .idx again')
@@ -142,7 +208,7 @@ class DecimalKeys(Sequence):
         numbers: (N,) integers.
     """
 
-    def __init__(self, numbers: np.ndarray) -> None:
+    def __init__(self, numbers: Numbers) -> None:
         self.numbers = numbers
 
     def __len__(self) -> int:
@@ -158,9 +224,11 @@ class RecordSource:
     """Faces of a `train.rec`, by the `.idx` beside it; a `FaceSource`.
 
     Where record 0 holds an array, it is InsightFace's identity header: images are the keys 1 …
-    array[0] − 1, and the records from there on are the identities' ranges, which are not needed.
-    Otherwise every key is an image (im2rec). An image's identity is its label, or the first of its
-    array of labels. All labels are read and checked at the start, the images' bytes are not.
+    array[0] − 1, and the records from there on are the identities' ranges of keys. Otherwise every
+    key is an image (im2rec). An image's identity is its label, or the first of its array of labels.
+
+    Labels come from the identities' ranges where these cover all images, else from every record:
+    one pass through the file. A record that is read later and has another label is an error.
 
     Args:
         path: The `.rec` file.
@@ -178,18 +246,23 @@ class RecordSource:
         keys, offsets = read_index(self._index_path)
         beyond = (offsets < 0) | (offsets >= self._records.size)
         if beyond.any():
-            first = beyond.argmax()
+            first = int(beyond.argmax())
             raise ValueError(
                 f'{self._index_path}: key {keys[first]} points at byte {offsets[first]}, but '
                 f'{self.path} has {self._records.size} bytes. The .rec is cut off or belongs to '
                 'another .idx: copy both again.'
             )
-        images = self._image_keys(keys, offsets)
+        self._all_keys, self._all_offsets = keys, offsets
+        images = self._image_keys()
         self._keys, self._offsets = keys[images], offsets[images]
-        self.keys = DecimalKeys(self._keys)
-        own_labels, self.labels = np.unique(self._read_labels(), return_inverse=True)
-        self.labels = self.labels.astype(np.int64, copy=False)
-        self.identities = [str(label) for label in own_labels]
+        self.keys: Sequence[str] = DecimalKeys(self._keys)
+        labels = None if images == slice(None) else self._labels_by_ranges(images.stop)
+        starts, labels = (None, self._read_labels(np.arange(len(self._keys)))) if labels is None else labels
+        self._own_labels, self.labels = _renumbered(labels)
+        if starts is not None:
+            self.labels = np.repeat(self.labels, np.diff(starts, append=len(self._keys)))
+        del self._all_keys, self._all_offsets
+        self.identities = [str(label) for label in self._own_labels]
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -198,10 +271,24 @@ class RecordSource:
         """Returns the encoded image of one record."""
         key, offset = int(self._keys[index]), int(self._offsets[index])
         record = self._records.read(key, offset)
-        return record[self._image_start(key, offset, record) :]
+        start = IMAGE_HEADER.size + 4 * self._num_array_labels(key, offset, record)
+        if start >= len(record):
+            raise self._records.error(
+                key, offset, 'no image follows its labels. Remove the record or pack the set anew'
+            )
+        label = self._label(key, offset, record)
+        expected = self._own_labels[self.labels[index]]
+        if label != expected:
+            raise self._records.error(
+                key,
+                offset,
+                f"label {label:g}, but the ranges of the file's identities give it {expected}. Pack the set anew",
+            )
+        return record[start:]
 
-    def _image_keys(self, keys: np.ndarray, offsets: np.ndarray) -> slice:
+    def _image_keys(self) -> slice:
         """Which entries of the index are images."""
+        keys, offsets = self._all_keys, self._all_offsets
         head = self._head(0, int(offsets[0])) if keys[0] == 0 else b''
         if keys[0] != 0 or self._num_array_labels(0, int(offsets[0]), head) == 0:
             return slice(None)
@@ -211,32 +298,90 @@ class RecordSource:
                 f'{self.path}: its identity header says that images end before key {end}, which '
                 'must be 2 or more. Copy the file again.'
             )
-        end = int(end)
-        missing = np.flatnonzero(keys[:end] != np.arange(len(keys[:end])))
-        if len(missing) or end > len(keys):
-            first = missing[0] if len(missing) else len(keys)
+        end = self._exact_end(int(end))
+        missing = _first_missing(keys[:end])
+        if missing < end:
             raise ValueError(
-                f'{self._index_path} lacks key {first}, but the identity header of {self.path} '
+                f'{self._index_path} lacks key {missing}, but the identity header of {self.path} '
                 f'promises images 1 … {end - 1}. Copy both again.'
             )
         return slice(1, end)
 
-    def _read_labels(self) -> np.ndarray:
-        """Each image's own label, (N,) int64, in one pass through the file."""
-        labels = np.empty(len(self._keys), np.int64)
-        for i in np.argsort(self._offsets):
-            key, offset = int(self._keys[i]), int(self._offsets[i])
-            head = self._head(key, offset)
-            in_array = self._num_array_labels(key, offset, head) > 0
-            (label,) = struct.unpack_from('<f', head, IMAGE_HEADER.size if in_array else 4)
-            if not (math.isfinite(label) and label >= 0 and label == int(label)):
-                raise self._records.error(
-                    key,
-                    offset,
-                    f'label {label} is no class number (0, 1, …). Remove the image or pack anew',
-                )
-            labels[i] = label
+    def _exact_end(self, end: int) -> int:
+        """The first key that is no image: the header's float32 knows it to within `_rounding` only."""
+        unsure = _rounding(end)
+        for key in range(end - unsure, min(end + unsure + 1, len(self._all_keys))) if unsure else ():
+            offset = int(self._all_offsets[key])
+            if self._num_array_labels(key, offset, self._head(key, offset)) == 2:
+                return key
+        return end
+
+    def _labels_by_ranges(self, end: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Where a new label may start among the images, ascending from 0, and the label from there on.
+
+        None where the ranges do not cover the images, or the labels at both ends of one differ.
+        """
+        offsets = self._all_offsets[end:]
+        if not len(offsets) or _first_missing(self._all_keys) < len(self._all_keys):
+            return None
+        heads = self._heads(offsets)
+        ranges = heads[:, 32:40].copy().view('<f4')
+        if not (_words(heads)[:, 2] == 2).all() or not np.isfinite(ranges).all():
+            return None
+        unsure = _rounding(end)
+        first, last = ranges[:, 0].astype(np.int64), ranges[:, 1].astype(np.int64)
+        follow = np.array_equal(first[1:], last[:-1])
+        if not follow or first[0] != 1 or abs(last[-1] - end) > unsure or (first >= last).any():
+            return None
+        around = np.arange(-unsure - 1, unsure + 1)  # the last image before a start, and the first from it on
+        starts = np.concatenate([first, [end]])[:, None] - 1 + around  # keys count from 1
+        starts = np.unique(starts.clip(0, end - 2))
+        labels = self._read_labels(starts)
+        gaps = np.diff(starts) > 1
+        return (starts, labels) if (labels[:-1] == labels[1:])[gaps].all() else None
+
+    def _read_labels(self, images: np.ndarray) -> np.ndarray:
+        """Own labels of some images, (n,) int64."""
+        labels = np.empty(len(images), np.int64)
+        for start in range(0, len(images), BLOCK):
+            block = images[start : start + BLOCK]
+            offsets = self._offsets[block]
+            heads = self._heads(offsets)
+            words = _words(heads)
+            flag, length = words[:, 1] >> 29, (words[:, 1] & MAX_PART).astype(np.int64)
+            in_array = words[:, 2] > 0
+            floats = words.view('<f4')
+            label = np.where(in_array, floats[:, 8], floats[:, 3]).astype(np.float64)
+            plain = (words[:, 0] == int.from_bytes(MAGIC, 'little')) & (flag == WHOLE)
+            plain &= (length >= IMAGE_HEADER.size + 4 * in_array) & (offsets + 8 + length <= self._records.size)
+            plain &= (label >= 0) & (label < 2**62) & (label == np.floor(label))
+            for i in np.flatnonzero(~plain):  # in several parts, or damaged
+                key, offset = int(self._keys[block[i]]), int(offsets[i])
+                label[i] = self._label(key, offset, self._head(key, offset))
+            labels[start : start + BLOCK] = label
         return labels
+
+    def _heads(self, offsets: np.ndarray) -> np.ndarray:
+        """The first bytes of some records, (n, HEAD) uint8; zeros beyond the end of the file."""
+        read, fd = os.pread, self._records.fileno()
+        heads = np.zeros((len(offsets), HEAD), np.uint8)
+        for start in range(0, len(offsets), BLOCK):
+            found = [read(fd, HEAD, offset) for offset in offsets[start : start + BLOCK].tolist()]
+            joined = b''.join(head if len(head) == HEAD else head.ljust(HEAD, b'\0') for head in found)
+            heads[start : start + BLOCK] = np.frombuffer(joined, np.uint8).reshape(-1, HEAD)
+        return heads
+
+    def _label(self, key: int, offset: int, record: bytes) -> float:
+        """A record's label, or the first of its array of labels."""
+        in_array = self._num_array_labels(key, offset, record) > 0
+        (label,) = struct.unpack_from('<f', record, IMAGE_HEADER.size if in_array else 4)
+        if not (0 <= label < 2**62 and label == int(label)):
+            raise self._records.error(
+                key,
+                offset,
+                f'label {label} is no class number (0, 1, …). Remove the image or pack anew',
+            )
+        return label
 
     def _head(self, key: int, offset: int) -> bytes:
         """A record's header and its first array label, if it has one."""
@@ -250,11 +395,189 @@ class RecordSource:
             raise self._records.error(key, offset, f'{fault}. Pack the set anew with im2rec')
         return flag
 
-    def _image_start(self, key: int, offset: int, record: bytes) -> int:
-        """Where the image starts in a record."""
-        start = IMAGE_HEADER.size + 4 * self._num_array_labels(key, offset, record)
-        if start >= len(record):
-            raise self._records.error(
-                key, offset, 'no image follows its labels. Remove the record or pack the set anew'
+
+def _words(heads: np.ndarray) -> np.ndarray:
+    """Heads (n, HEAD) uint8 as (n, HEAD / 4) little-endian u32."""
+    return heads.view('<u4')
+
+
+def _first_missing(keys: Numbers) -> int:
+    """The first of 0, 1, … that ascending keys lack."""
+    if isinstance(keys, range):
+        return len(keys) if not len(keys) or keys[0] == 0 else 0
+    differ = np.flatnonzero(keys != np.arange(len(keys)))
+    return int(differ[0]) if len(differ) else len(keys)
+
+
+def _rounding(key: int) -> int:
+    """By how much a key may be off that went through float32: 0 up to 2²⁴, 2 at 42 million."""
+    return int(np.spacing(np.float32(key)) // 2)
+
+
+def _renumbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """np.unique with its inverse, (C,) and (N,) int64, without sorting N numbers where they are small."""
+    top = int(labels.max())
+    if top > 4 * len(labels) + 1_000_000:
+        own, new = np.unique(labels, return_inverse=True)
+        return own, new.astype(np.int64, copy=False)
+    present = np.zeros(top + 1, bool)
+    present[labels] = True
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[labels]
+
+
+class RecordWriter:
+    """Writes `train.rec`, `train.idx` and `property` as InsightFace packs them, with the identity header.
+
+    Images come identity by identity, labels counting up from 0; keys count up from 1. The files are
+    named `NAME.partial` until `close`; as a context manager it closes where no error is raised, and
+    otherwise leaves the partial files for `resume`.
+
+    Args:
+        path: The `.rec` to write; its `.idx` and `property` come to lie beside it.
+        size: Height and width for `property`, pixels.
+        resume: Goes on with the partial files of a writer that was interrupted, where they are.
+
+    Attributes:
+        count: Images written so far.
+
+    Raises:
+        FileExistsError: `path` exists already.
+        ValueError: Partial files that are damaged.
+    """
+
+    def __init__(self, path: str | Path, size: tuple[int, int] = (112, 112), resume: bool = False) -> None:
+        self.path = Path(path)
+        self.size = size
+        if self.path.exists():
+            raise FileExistsError(f'{self.path} exists already. Name another file, or delete it.')
+        self._finals = self.path, self.path.with_suffix('.idx'), self.path.with_name('property')
+        self._partials = [final.with_name(f'{final.name}.partial') for final in self._finals]
+        self.count = 0
+        self._first_keys: list[int] = []  # of each identity
+        go_on = resume and all(partial.is_file() for partial in self._partials[:2])
+        mode = 'r+b' if go_on else 'w+b'
+        self._rec, self._idx = (partial.open(mode) for partial in self._partials[:2])
+        if go_on:
+            self._restore()
+        else:
+            self._frame(0, bytes(RANGE.size))  # the identity header, known at the end
+
+    def write(self, label: int, image: bytes) -> int:
+        """Appends one encoded image and returns its key.
+
+        Raises:
+            ValueError: An empty image, or a label that is neither the last one nor the next.
+            OSError: The disk is full; the writer may be resumed.
+        """
+        identities = len(self._first_keys)
+        if label not in (identities - 1, identities) or label < 0:
+            raise ValueError(
+                f'RecordWriter: label {label} after {identities} identities. Write the images identity by identity, '
+                'with labels 0, 1, 2, ….'
             )
-        return start
+        if not image:
+            raise ValueError(f'RecordWriter: image {self.count + 1} is empty. Leave it out.')
+        key = self.count + 1
+        self._frame(key, IMAGE_HEADER.pack(0, label, key, 0) + image)
+        if label == identities:
+            self._first_keys.append(key)
+        self.count = key
+        return key
+
+    def flush(self) -> None:
+        """Hands everything written so far to the system, the index last."""
+        self._rec.flush()
+        self._idx.flush()
+
+    def truncate(self, count: int) -> None:
+        """Drops every image after the first `count`."""
+        self.flush()
+        lines = self._partials[1].read_bytes().split(b'\n')[: count + 2]
+        offset = int(lines[-1].split(b'\t')[1]) if count < self.count else self._rec.seek(0, os.SEEK_END)
+        index = b''.join(line + b'\n' for line in lines[: count + 1])
+        for file, end in ((self._rec, offset), (self._idx, len(index))):
+            file.seek(end)
+            file.truncate()
+        self._first_keys = [key for key in self._first_keys if key <= count]
+        self.count = count
+
+    def close(self) -> None:
+        """Writes the identities' ranges, the header and `property`, and gives the files their names.
+
+        Raises:
+            ValueError: Nothing was written.
+        """
+        if not self.count:
+            self.abandon()
+            raise ValueError(f'RecordWriter: no image was written to {self.path}. A record file needs one at least.')
+        end = self.count + 1
+        starts = [*self._first_keys, end]
+        for number, (first, last) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+            self._frame(end + number, RANGE.pack(2, 0, end + number, 0, first, last))
+        identities = len(self._first_keys)
+        self._rec.seek(8)
+        self._rec.write(RANGE.pack(2, 0, 0, 0, end, end + identities))
+        for file in (self._rec, self._idx):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        height, width = self.size
+        self._partials[2].write_text(f'{identities},{height},{width}\n')
+        for partial, final in zip(self._partials, self._finals, strict=True):
+            partial.replace(final)
+
+    def abandon(self) -> None:
+        """Closes the partial files as they are."""
+        for file in (self._rec, self._idx):
+            try:
+                file.close()
+            except OSError:  # what could not be flushed before cannot be now
+                pass
+
+    def __enter__(self) -> 'RecordWriter':
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    def _frame(self, key: int, data: bytes) -> None:
+        """Appends a record and its line of the index; parts end where the magic stands aligned in the data."""
+        cuts = [match.start() for match in re.finditer(re.escape(MAGIC), data) if match.start() % 4 == 0]
+        starts = [0, *(cut + len(MAGIC) for cut in cuts)]
+        parts = [data[start:cut] for start, cut in zip(starts, [*cuts, len(data)], strict=True)]
+        if max(map(len, parts)) > MAX_PART:
+            raise ValueError(f'RecordWriter: record {key} has {len(data)} bytes; a part holds {MAX_PART} at most.')
+        offset = self._rec.tell()
+        for number, part in enumerate(parts):
+            flag = WHOLE if len(parts) == 1 else FIRST if number == 0 else LAST if number == len(cuts) else MIDDLE
+            self._rec.write(MAGIC + struct.pack('<I', flag << 29 | len(part)) + part + bytes(-len(part) % 4))
+        self._idx.write(b'%d\t%d\n' % (key, offset))
+
+    def _restore(self) -> None:
+        """Takes up the whole images of the partial files and cuts off what follows them."""
+        size = self._partials[0].stat().st_size
+        records = RecordFile(self._partials[0])
+        whole, end, index = 0, 0, 0
+        for line in self._idx.read().split(b'\n')[:-1]:
+            key, offset = map(int, line.split(b'\t'))
+            if key != whole or offset != end or offset + 8 > size:
+                break
+            try:
+                after = records.end(key, offset)
+                label = IMAGE_HEADER.unpack_from(records.read(key, offset, IMAGE_HEADER.size))[1]
+            except ValueError:  # cut off
+                break
+            if after > size:
+                break
+            if key and label == len(self._first_keys):
+                self._first_keys.append(key)
+            whole, end, index = key + 1, after, index + len(line) + 1
+        if not whole:
+            raise ValueError(f'{self._partials[0]} is damaged. Delete it and start again.')
+        for file, position in ((self._rec, end), (self._idx, index)):
+            file.seek(position)
+            file.truncate()
+        self.count = whole - 1

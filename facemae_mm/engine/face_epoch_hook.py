@@ -23,3 +23,9 @@ class FaceEpochHook(Hook):
         dataset = runner.train_dataloader.dataset
         if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(runner.epoch)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Says how many faces were skipped so far, where the training set skips any."""
+        skipped = getattr(runner.train_dataloader.dataset, 'num_skipped', 0)
+        if skipped:
+            runner.logger.warning(f'{skipped} faces could not be read so far and were replaced by others.')

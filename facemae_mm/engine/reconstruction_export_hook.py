@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from ..datasets import FaceMask, FaceRecordDataset
+from ..datasets.masked_dataset import MaskedSource
 
 MANIFEST_FORMAT = 'facemae-release-1'
 
@@ -149,10 +150,12 @@ class ReconstructionExportHook(Hook):
     def _name_all(self, dataset: FaceRecordDataset) -> dict[str, str]:
         """img_key → released path; order and names come from the mask secret and carry nothing of the source."""
         faces = list(dataset.names())
-        identities = sorted({name for _, name in faces}, key=lambda name: self.mask.opaque('identity', name))
+        masked = isinstance(dataset.source, MaskedSource)  # keys and names are pseudonyms already
+        identities = sorted({name for _, name in faces}, key=None if masked else self.mask.identity_pseudonym)
         label = {name: number for number, name in enumerate(identities)}
         names, count = {}, Counter()
-        for key, identity in sorted(faces, key=lambda face: self.mask.opaque('image', face[0])):
+        order = str if masked else self.mask.image_pseudonym
+        for key, identity in sorted(faces, key=lambda face: order(face[0])):
             names[key] = f'{label[identity]:06d}/{count[identity]:06d}.png'
             count[identity] += 1
         return names
@@ -162,20 +165,12 @@ class ReconstructionExportHook(Hook):
         checkpoint = runner._load_from
         counts = Counter(str(Path(path).parent) for path in self.links.values())
         listing = ''.join(f'{sha256_file(self.partial / path)}  {path}\n' for path in sorted(self.links.values()))
-        stored = round(self.model.backbone.num_patches**0.5) * self.mask.patch_size
         return dict(
             format=MANIFEST_FORMAT,
             versions=self._versions(),
             model_sha256=sha256_file(checkpoint) if checkpoint else None,
             phi_sha256=self.phi_sha256,
-            mask=dict(
-                scheme='facemae-mask-v1',
-                ratio=self.mask.mask_ratio,
-                patch_size=self.mask.patch_size,
-                stored_size=stored,
-                commitment=self.mask.commitment,
-                public_seed=self.mask.seed,
-            ),
+            mask=self._describe_mask(runner.test_dataloader.dataset),
             paste_visible=self.model.paste_visible,
             image=dict(format='png', size=self.model.output_size),
             images=len(self.links),
@@ -185,6 +180,11 @@ class ReconstructionExportHook(Hook):
             errors_skipped=0,
             originals='not checked',
         )
+
+    def _describe_mask(self, dataset: FaceRecordDataset) -> dict:
+        if isinstance(dataset.source, MaskedSource):
+            return dataset.source.info['mask']
+        return self.mask.describe(round(self.model.backbone.num_patches**0.5) * self.mask.patch_size)
 
     @staticmethod
     def _versions() -> dict[str, str]:
