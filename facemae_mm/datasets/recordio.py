@@ -454,6 +454,9 @@ class RecordWriter:
         self._partials = [final.with_name(f'{final.name}.partial') for final in self._finals]
         self.count = 0
         self._first_keys: list[int] = []  # of each identity
+        rec, idx = self._partials[:2]
+        if resume and rec.is_file() and self._finals[1].is_file() and not idx.exists():  # `close` was interrupted
+            self._finals[1].replace(idx)
         go_on = resume and all(partial.is_file() for partial in self._partials[:2])
         mode = 'r+b' if go_on else 'w+b'
         self._rec, self._idx = (partial.open(mode) for partial in self._partials[:2])
@@ -523,8 +526,8 @@ class RecordWriter:
             file.close()
         height, width = self.size
         self._partials[2].write_text(f'{identities},{height},{width}\n')
-        for partial, final in zip(self._partials, self._finals, strict=True):
-            partial.replace(final)
+        for partial, final in zip(reversed(self._partials), reversed(self._finals), strict=True):
+            partial.replace(final)  # the .rec last: where it is, all is
 
     def abandon(self) -> None:
         """Closes the partial files as they are."""
@@ -567,10 +570,10 @@ class RecordWriter:
                 break
             try:
                 after = records.end(key, offset)
-                label = IMAGE_HEADER.unpack_from(records.read(key, offset, IMAGE_HEADER.size))[1]
+                flag, label, *_ = IMAGE_HEADER.unpack_from(records.read(key, offset, IMAGE_HEADER.size))
             except ValueError:  # cut off
                 break
-            if after > size:
+            if after > size or (key and flag):  # cut off, or a range of an identity: `close` was interrupted
                 break
             if key and label == len(self._first_keys):
                 self._first_keys.append(key)

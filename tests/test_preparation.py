@@ -1,0 +1,346 @@
+"""Photographs to aligned faces, and aligned faces from one format into another."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import write_faces
+
+from facemae_mm.alignment import ARCFACE_TEMPLATE
+from facemae_mm.datasets.face_detection import FaceDetector
+from facemae_mm.datasets.face_source import open_faces
+from facemae_mm.datasets.landmarks import read_landmarks
+from facemae_mm.datasets.load_face import decode_face
+from facemae_mm.datasets.preparation import FacePreparer, image_traits, prepare_faces, strip_jpeg
+from facemae_mm.datasets.recordio import RecordWriter
+
+SECRET = 'Rosalind Franklin, 51.5N 0.12W'
+
+
+class BrightFaces(FaceDetector):
+    """A face at the template in every image that is not black, two where it is white."""
+
+    ATTEMPTS = ((0.0, 0),)
+
+    def _load(self):
+        return True
+
+    def _detect(self, view):
+        number = 0 if not view.any() else 2 if view.min() == 255 else 1
+        return [(np.array([10.0, 10, 100, 100]) + 5 * i, ARCFACE_TEMPLATE + 5 * i, 0.9 - i / 10) for i in range(number)]
+
+
+class Dying(FacePreparer):
+    """Ends its process, as `kill -9` does, at the n-th image."""
+
+    die_at = 0
+
+    def __call__(self, image):
+        if image == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(image)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def exif(orientation: int = 1) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112], tags[0x010E] = orientation, SECRET
+    return tags.tobytes()
+
+
+def picture(seed: int = 0, height: int = 120, width: int = 150) -> np.ndarray:
+    """Smooth colours, no two corners alike, (H, W, 3) uint8."""
+    values = np.random.default_rng(seed).integers(20, 230, (4, 5, 3)).astype(np.float32)
+    return np.clip(cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC), 1, 254).astype(np.uint8)
+
+
+def write_photographs(folder: Path) -> Path:
+    """What users have: rotated, grey, with alpha, black (no face), white (two faces)."""
+    for name in ('Ada', 'Emmy', 'Rosalind'):
+        (folder / name).mkdir(parents=True)
+    Image.fromarray(picture(1)).save(folder / 'Ada/plain.jpg', exif=exif(), comment=SECRET.encode())
+    turned = np.rot90(picture(2), 1)
+    Image.fromarray(turned).save(folder / 'Ada/turned.png', exif=exif(6))
+    Image.fromarray(picture(3)[..., 0]).save(folder / 'Ada/grey.png')
+    Image.fromarray(np.dstack([picture(4), np.full((120, 150), 9, np.uint8)])).save(folder / 'Rosalind/alpha.webp')
+    Image.fromarray(np.full((120, 150, 3), 255, np.uint8)).save(folder / 'Rosalind/two.png')
+    Image.fromarray(np.zeros((120, 150, 3), np.uint8)).save(folder / 'Emmy/black.png')
+    return folder
+
+
+def prepare(source: Path, out: Path, detector: FaceDetector | None = None, preparer=FacePreparer, **options) -> dict:
+    names = ('records', 'keep_names', 'workers')
+    flags = {name: options.pop(name) for name in names if name in options}
+    return prepare_faces(preparer(open_faces(source), detector, **options), out, **dict(workers=0) | flags)
+
+
+@pytest.mark.parametrize('options', [{}, dict(progressive=True), dict(mode='CMYK'), dict(mode='L')], ids=str)
+def test_metadata_leaves_a_jpeg_and_the_picture_stays(options):
+    image = Image.fromarray(picture()).convert(options.pop('mode', 'RGB'))
+    plain, tagged = io.BytesIO(), io.BytesIO()
+    image.save(plain, 'JPEG', quality=90, **options)
+    image.save(tagged, 'JPEG', quality=90, exif=exif(), comment=SECRET.encode(), xmp=SECRET.encode(), **options)
+    stripped = strip_jpeg(tagged.getvalue() + b'a second picture, as phones append one: ' + SECRET.encode())
+    assert tagged.getvalue().count(SECRET.encode()) >= 2 and SECRET.encode() not in stripped
+    assert stripped == plain.getvalue()
+
+
+@pytest.mark.parametrize('cut', [2, 30, 200, -2])
+def test_cut_jpeg_is_not_stripped_but_refused(cut):
+    data = cv2.imencode('.jpg', picture())[1].tobytes()
+    with pytest.raises(ValueError, match='do not add up'):
+        strip_jpeg(data[:cut])
+
+
+def test_traits():
+    def traits(image, **options):
+        file = io.BytesIO()
+        image.save(file, options.pop('format', 'PNG'), **options)
+        return image_traits(file.getvalue())
+
+    colour = Image.fromarray(picture())
+    assert traits(colour) == () == traits(colour, format='JPEG', exif=exif(1))
+    assert traits(colour, format='JPEG', exif=exif(8)) == ('rotated',)
+    assert traits(colour.convert('L')) == ('grey',) and traits(colour.convert('LA')) == ('grey', 'alpha')
+    assert traits(colour.convert('P'), transparency=3) == ('alpha',) and image_traits(b'no image') == ()
+
+
+def test_photographs_of_every_kind(tmp_path):
+    report = prepare(write_photographs(tmp_path / 'photos'), tmp_path / 'out', BrightFaces())
+    counts = dict(images=6, faces=5, no_face=1, unreadable=0, several_faces=1, identities=2, identities_without_face=1)
+    assert counts | dict(rotated=1, grey=1, alpha=1, found_with_border={'0.0': 5}) == {
+        key: report[key] for key in [*counts, 'rotated', 'grey', 'alpha', 'found_with_border']
+    }
+    assert json.loads((tmp_path / 'out/report.json').read_text()) == report
+    faces = open_faces(tmp_path / 'out')
+    assert faces.identities == ['000000', '000001'] and faces.labels.tolist() == [0, 0, 0, 1, 1]  # without a gap
+    assert list(faces.keys) == ['Ada/grey', 'Ada/plain', 'Ada/turned', 'Rosalind/alpha', 'Rosalind/two']
+    turned = decode_face(faces.read(2), 'turned')
+    assert np.abs(turned.astype(int) - picture(2)[:112, :112, ::-1]).max() <= 1  # upright, at the template
+    grey = decode_face(faces.read(0), 'grey')
+    assert np.array_equal(grey, np.repeat(picture(3)[:112, :112, :1], 3, -1))
+    points = read_landmarks(faces)
+    assert np.allclose(points[:4], ARCFACE_TEMPLATE, atol=0.02) and np.isfinite(points).all()
+
+
+def test_nothing_of_the_source_travels(tmp_path):
+    photos = write_photographs(tmp_path / 'photos')
+    for name, options in dict(folder={}, rec=dict(records=True), jpeg=dict(jpeg=90)).items():
+        prepare(photos, tmp_path / name, BrightFaces(), **options)
+    # Aligned already: the JPEG is stored as it is, but for its metadata.
+    (tmp_path / 'aligned/Ada').mkdir(parents=True)
+    image = Image.fromarray(picture(1, 112, 112))
+    image.save(tmp_path / 'aligned/Ada/plain.jpg', exif=exif(), comment=SECRET.encode())
+    image.save(tmp_path / 'aligned/Ada/turned.jpg', exif=exif(3))
+    image.save(tmp_path / 'aligned/Ada/other.webp', exif=exif(), lossless=True)
+    prepare(tmp_path / 'aligned', tmp_path / 'converted')
+    for name in ('folder', 'rec', 'jpeg', 'converted'):
+        content = files(tmp_path / name)
+        everything = b''.join(path.encode() + data for path, data in content.items())
+        assert len(content) > 3
+        for word in (b'Rosalind', b'Ada', b'Exif', b'51.5N', b'plain', b'turned', str(tmp_path).encode()):
+            assert word not in everything, (name, word)
+        private = tmp_path / f'{name}.private'
+        assert private.stat().st_mode & 0o777 == 0o700
+        assert {path.name for path in private.iterdir()} == {'keys.csv', 'report.csv'}
+        assert all(path.stat().st_mode & 0o777 == 0o600 for path in private.iterdir())
+    upright = decode_face(open_faces(tmp_path / 'converted').read(2), 'turned')
+    assert np.array_equal(upright, decode_face((tmp_path / 'aligned/Ada/turned.jpg').read_bytes(), 'turned'))
+    prepare(tmp_path / 'aligned', tmp_path / 'kept', keep_names=True, keep_metadata=True)
+    assert (tmp_path / 'kept/Ada/plain.jpg').read_bytes() == (tmp_path / 'aligned/Ada/plain.jpg').read_bytes()
+
+
+def test_report_says_what_became_of_each_image(tmp_path):
+    prepare(write_photographs(tmp_path / 'photos'), tmp_path / 'out', BrightFaces(), jpeg=95)
+    with (tmp_path / 'out.private/report.csv').open(newline='') as file:
+        rows = {row['source_key']: row for row in csv.DictReader(file)}
+    assert rows['Emmy/black'] | dict(outcome='no face', faces='0', path='') == rows['Emmy/black']
+    assert rows['Rosalind/two'] | dict(outcome='face', faces='2', path='000001/000001.jpg') == rows['Rosalind/two']
+    assert rows['Ada/turned']['traits'] == 'rotated' and rows['Rosalind/two']['score'] == '0.8000'  # nearer the middle
+
+
+@pytest.fixture
+def aligned(tmp_path) -> Path:
+    """Aligned JPEG faces with landmarks, of which one identity comes by itself between others in the alphabet."""
+    folder = write_faces(tmp_path / 'aligned', identities=3, images=4)
+    rows = ['path,lex,ley,rex,rey,nx,ny,lmx,lmy,rmx,rmy']
+    for number, path in enumerate(sorted(folder.rglob('*.png'))):
+        path.with_suffix('.jpg').write_bytes(cv2.imencode('.jpg', cv2.imread(str(path)))[1].tobytes())
+        path.unlink()
+        points = ','.join(f'{value:.2f}' for value in (ARCFACE_TEMPLATE + number / 4).flat)
+        rows.append(f'{path.relative_to(folder).with_suffix(".jpg").as_posix()},{points}')
+    (folder / 'landmarks5.csv').write_text('\n'.join(rows) + '\n')
+    return folder
+
+
+def test_folder_to_records_and_back(tmp_path, aligned):
+    prepare(aligned, tmp_path / 'packed', records=True, keep_names=True)
+    packed, original = open_faces(tmp_path / 'packed/train.rec'), open_faces(aligned)
+    assert list(packed.keys) == list(original.keys) and packed.labels.tolist() == original.labels.tolist()
+    assert [packed.read(i) for i in range(12)] == [original.read(i) for i in range(12)]
+    assert np.array_equal(read_landmarks(packed), read_landmarks(original))
+    assert (tmp_path / 'packed/property').read_text() == '3,112,112\n'
+    prepare(tmp_path / 'packed/train.rec', tmp_path / 'back', keep_names=True)
+    back = files(tmp_path / 'back')
+    del back['report.json']
+    assert back == files(aligned)
+
+    (tmp_path / 'packed/keys.csv').unlink()  # then only record keys and labels are known
+    prepare(tmp_path / 'packed/train.rec', tmp_path / 'numbered', keep_names=True)
+    assert (tmp_path / 'numbered/0/1.jpg').read_bytes() == original.read(0)
+    assert open_faces(tmp_path / 'numbered').keys[5] == '6'  # of the record, by keys.csv
+
+
+def test_zip_gives_what_the_folder_gives(tmp_path, aligned):
+    shutil.make_archive(str(tmp_path / 'faces'), 'zip', tmp_path, 'aligned')
+    shutil.move(aligned / 'landmarks5.csv', tmp_path / 'faces.landmarks5.csv')
+    shutil.copy(tmp_path / 'faces.landmarks5.csv', aligned / 'landmarks5.csv')
+    prepare(tmp_path / 'faces.zip', tmp_path / 'from_zip')
+    prepare(aligned, tmp_path / 'from_folder', workers=2)
+    assert files(tmp_path / 'from_zip') == files(tmp_path / 'from_folder')
+    assert 'landmarks5.csv' in files(tmp_path / 'from_zip')
+
+
+@pytest.mark.parametrize('records', [False, True])
+@pytest.mark.parametrize('fault', ['kill', 'row cut off', 'row lost'])
+def test_killed_run_goes_on_to_the_same_bytes(tmp_path, aligned, records, fault):
+    prepare(aligned, tmp_path / 'whole', records=records)
+    child = os.fork()
+    if not child:
+        Dying.die_at = 7
+        prepare(aligned, tmp_path / 'out', preparer=Dying, records=records)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not (tmp_path / 'out').exists()
+    log = tmp_path / 'out.partial/report.csv'
+    rows = log.read_bytes().splitlines(keepends=True)
+    assert len(rows) == 7
+    if fault != 'kill':  # the face was written, its row was not, or not whole
+        log.write_bytes(b''.join(rows[:-1]) + (rows[-1][:9] if fault == 'row cut off' else b''))
+    Dying.die_at = 2  # what is done is not done again
+    prepare(aligned, tmp_path / 'out', preparer=Dying, records=records)
+    assert files(tmp_path / 'out') == files(tmp_path / 'whole')
+    assert files(tmp_path / 'out.private') == files(tmp_path / 'whole.private')
+    assert not (tmp_path / 'out.partial').exists()
+
+
+@pytest.mark.parametrize('step', ['ranges written', 'property named', 'index named'])
+def test_writer_goes_on_where_closing_was_interrupted(tmp_path, monkeypatch, step):
+    def write(path, number, count):
+        writer = RecordWriter(path, resume=True)
+        assert writer.count == number
+        for image in range(number, count):
+            writer.write(image // 3, b'%d' % image * 9)
+        return writer
+
+    write(tmp_path / 'a/train.rec' if (tmp_path / 'a').mkdir() else tmp_path / 'a/train.rec', 0, 9).close()
+    (tmp_path / 'b').mkdir()
+    renames = {'ranges written': 0, 'property named': 1, 'index named': 2}[step]
+    replace, done = Path.replace, []
+
+    def interrupted(self, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        return replace(self, target)
+
+    writer = write(tmp_path / 'b/train.rec', 0, 9)
+    monkeypatch.setattr(Path, 'replace', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.close()
+    monkeypatch.setattr(Path, 'replace', replace)
+    assert not (tmp_path / 'b/train.rec').exists()
+    write(tmp_path / 'b/train.rec', 9, 9).close()
+    assert files(tmp_path / 'b') == files(tmp_path / 'a')
+
+
+def test_killed_worker_is_told_and_the_run_goes_on(tmp_path, aligned):
+    Dying.die_at = 7
+    with pytest.raises(RuntimeError, match='start again to go on, with fewer --workers'):
+        prepare(aligned, tmp_path / 'out', preparer=Dying, workers=2)
+    assert not (tmp_path / 'out').exists()
+    prepare(aligned, tmp_path / 'out', workers=2)
+    prepare(aligned, tmp_path / 'whole')
+    assert files(tmp_path / 'out') == files(tmp_path / 'whole')
+
+
+def test_unreadable_images(tmp_path, aligned):
+    broken = sorted(aligned.rglob('*.jpg'))[5]
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(ValueError, match='person_1/1.*damaged.*--on-error skip'):
+        prepare(aligned, tmp_path / 'out')
+    report = prepare(aligned, tmp_path / 'out', on_error='skip')  # goes on with the same folder
+    assert (report['faces'], report['unreadable'], report['images']) == (11, 1, 12)
+    assert len(open_faces(tmp_path / 'out')) == 11
+    with (tmp_path / 'out.private/report.csv').open(newline='') as file:
+        (row,) = (row for row in csv.DictReader(file) if row['outcome'] == 'unreadable')
+    assert row['source_key'].startswith('person_1/') and 'damaged' in row['note']
+
+
+def test_refusals(tmp_path, aligned):
+    with pytest.raises(ValueError, match='112×112 pixels, not 96×96'):
+        prepare(aligned, tmp_path / 'small', size=96)
+    with pytest.raises(FileExistsError, match=r'small\.partial was begun with other settings: size: 96 then, 112 now'):
+        prepare(aligned, tmp_path / 'small')
+    (tmp_path / 'mine.partial').mkdir()
+    (tmp_path / 'mine.partial/diary.txt').write_text('dear diary')
+    with pytest.raises(FileExistsError, match='holds something else'):
+        prepare(aligned, tmp_path / 'mine')
+    assert (tmp_path / 'mine.partial/diary.txt').exists()
+    with pytest.raises(FileExistsError, match='exists already'):
+        prepare(aligned, aligned)
+    black = tmp_path / 'black/a'
+    black.mkdir(parents=True)
+    cv2.imwrite(str(black / '1.png'), np.zeros((99, 99, 3), np.uint8))
+    with pytest.raises(ValueError, match='no face in any of 1 images. Try another detector'):
+        prepare(black.parent, tmp_path / 'none', BrightFaces())
+    with pytest.raises(ValueError, match='knows no identities, which a .rec needs'):
+        prepare(black, tmp_path / 'flat', records=True)
+
+
+def test_flat_folders_stay_flat(tmp_path):
+    (tmp_path / 'flat').mkdir()
+    for name in ('x', 'y'):
+        cv2.imwrite(str(tmp_path / f'flat/{name}.png'), picture(1, 112, 112))
+    prepare(tmp_path / 'flat', tmp_path / 'numbered')
+    prepare(tmp_path / 'flat', tmp_path / 'named', keep_names=True)
+    assert set(files(tmp_path / 'numbered')) == {'000000.png', '000001.png', 'report.json'}
+    assert set(files(tmp_path / 'named')) == {'x.png', 'y.png', 'report.json'}
+
+
+def run_tool(repository, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(repository / 'tools/prepare_faces.py'), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | dict(PYTHONPATH='.'))
+
+
+def test_tool_on_real_photographs(repository, shared, tmp_path):
+    """77 photographs of LFW by the mini pack: every one's face found, the sheet drawn."""
+    pack = ('--pack', 'mini', '--pack-root', shared / 'insightface_pack')
+    photos = shared / 'faces/lfw_raw'
+    out = tmp_path / 'faces'
+    done = run_tool(repository, photos, out, *pack, '--format', 'rec', '--jpeg', 95, '--sheet', tmp_path / 'sheet.png')
+    assert done.returncode == 0, done.stderr
+    assert 'faces: 77 faces of 34 identities from 77 images' in done.stdout
+    faces = open_faces(out / 'train.rec')
+    assert len(faces) == 77 and faces.keys[0] in set(open_faces(photos).keys)
+    errors = np.linalg.norm(read_landmarks(faces) - ARCFACE_TEMPLATE, axis=2).mean(1)
+    assert np.median(errors) < 4 and cv2.imread(str(tmp_path / 'sheet.png')).shape[1] == 12 * 112
+
+    again = run_tool(repository, photos, out, *pack)
+    assert again.returncode == 2 and 'exists already' in again.stderr
+    lost = run_tool(repository, photos, tmp_path / 'other', '--pack', 'absent', '--pack-root', tmp_path)
+    assert lost.returncode == 2 and "pack 'absent' cannot be loaded" in lost.stderr
+    assert not list(tmp_path.glob('other*'))
