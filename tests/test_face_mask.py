@@ -3,12 +3,18 @@
 import hashlib
 import hmac
 import os
+import shutil
 import stat
 
 import numpy as np
 import pytest
+from tiny import write_faces
+from torch.utils.data import DataLoader
 
-from facemae_mm.datasets.face_mask import FaceMask, load_mask_secret, patch_mask
+from facemae_mm.alignment import ARCFACE_TEMPLATE
+from facemae_mm.datasets import FaceRecordDataset, open_faces
+from facemae_mm.datasets.face_mask import REGIONS, FaceMask, load_mask_secret, patch_mask
+from facemae_mm.datasets.preparation import FacePreparer, prepare_faces
 
 
 def sample(key='a/1', epoch=0, size=112, seed=0):
@@ -87,3 +93,83 @@ def test_bad_settings_say_what_to_do(tmp_path):
     (tmp_path / 'short').write_bytes(b'abc')
     with pytest.raises(ValueError, match='holds 3 bytes, not 32'):
         FaceMask(fresh=False, secret=str(tmp_path / 'short'))
+
+
+def patches_inside(centre, half_along, half_across, along, size=112, patch=8):
+    """Patches of which one of nine points (corners, edges' middles, centre) lies in an ellipse, one by one."""
+    touched = set()
+    for row in range(size // patch):
+        for column in range(size // patch):
+            for i in (0, 0.5, 1):
+                for j in (0, 0.5, 1):
+                    x, y = (column + i) * patch - 0.5 - centre[0], (row + j) * patch - 0.5 - centre[1]
+                    u, v = x * along[0] + y * along[1], -x * along[1] + y * along[0]
+                    if (u / half_along) ** 2 + (v / half_across) ** 2 <= 1:
+                        touched.add(row * (size // patch) + column)
+    return touched
+
+
+def eyes_and_mouth(points):
+    distance = float(np.hypot(*(points[1] - points[0])))
+    along = (points[1] - points[0]) / distance
+    mouth = (points[3] + points[4]) / 2
+    eyes = [patches_inside(points[i], 0.42 * distance, 0.30 * distance, along) for i in (0, 1)]
+    return eyes[0] | eyes[1] | patches_inside(mouth, 0.60 * distance, 0.32 * distance, along)
+
+
+TURNED = (ARCFACE_TEMPLATE - 56) @ np.array([[0.9, 0.3], [-0.3, 0.9]]) + (58, 53)
+
+
+@pytest.mark.parametrize('landmarks', [None, TURNED], ids=['template', 'landmarks'])
+def test_regions_are_removed_and_filled_up_to_the_ratio(landmarks):
+    inside = eyes_and_mouth(ARCFACE_TEMPLATE if landmarks is None else landmarks)
+    assert 40 < len(inside) < 60
+    mask = FaceMask(fresh=False, seed=0, regions=['mouth', 'eyes'])
+    masks = np.array([mask.draw(str(i), 112, landmarks) for i in range(500)])
+    assert (masks.sum(1) == 147).all()
+    assert {int(i) for i in np.flatnonzero(masks.all(0))} == inside  # always, and nothing else always
+    share = masks[:, [i for i in range(196) if i not in inside]].mean(0)
+    assert np.abs(share - (147 - len(inside)) / (196 - len(inside))).max() < 0.1  # 5 sigma
+
+
+def test_the_region_alone_has_one_number_of_patches_whatever_the_landmarks():
+    mask = FaceMask(fresh=False, seed=0, regions='eyes', region_only=True)
+    along = (ARCFACE_TEMPLATE[1] - ARCFACE_TEMPLATE[0]) / np.hypot(*(ARCFACE_TEMPLATE[1] - ARCFACE_TEMPLATE[0]))
+    distance = np.hypot(*(ARCFACE_TEMPLATE[1] - ARCFACE_TEMPLATE[0]))
+    eyes = [patches_inside(ARCFACE_TEMPLATE[i], 0.42 * distance, 0.30 * distance, along) for i in (0, 1)]
+    assert set(np.flatnonzero(mask.draw('a', 112)).tolist()) == eyes[0] | eyes[1]
+    larger = (TURNED - 56) * 1.3 + 56
+    assert mask.draw('a', 112, larger).sum() == mask.draw('b', 112).sum() == len(eyes[0] | eyes[1])
+
+
+def test_landmarks_follow_a_flip():
+    mask = FaceMask(seed=0, regions=['eyes', 'mouth'], region_only=True)
+    plain = mask(sample() | dict(landmarks=TURNED))['mask'].reshape(14, 14)
+    flipped = mask(sample() | dict(landmarks=TURNED, flip=True))['mask'].reshape(14, 14)
+    assert (flipped == plain[:, ::-1]).all() and (flipped != plain).any()
+
+
+def test_regions_larger_than_the_ratio_are_refused():
+    with pytest.raises(ValueError, match=r"'a/1': its regions are \d+ of 196 patches, more than the 40 .*Raise mask"):
+        FaceMask(seed=0, regions=list(REGIONS), mask_ratio=0.2)(sample())
+    with pytest.raises(ValueError, match='Choose regions among eyes, nose, mouth'):
+        FaceMask(seed=0, regions=['ears'])
+
+
+def test_masks_are_the_same_for_a_folder_and_its_records_and_any_workers(tmp_path):
+    """A folder, its .zip and the .rec made of it, read by 0 or 2 workers in any batch and order."""
+    folder = write_faces(tmp_path / 'faces', identities=3, images=3)
+    shutil.make_archive(str(tmp_path / 'zipped'), 'zip', folder)
+    prepare_faces(FacePreparer(open_faces(folder), None), tmp_path / 'packed', records=True, workers=0)
+    pipeline = [dict(type='LoadFace'), dict(type='FaceMask', fresh=False, secret=str(tmp_path / 'secret'))]
+
+    def masks(source, workers, batch_size, rank=0, world_size=1):
+        dataset = FaceRecordDataset(tmp_path / source, pipeline)
+        sampler = list(range(len(dataset)))[rank::world_size]
+        loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=list)
+        return {s['img_key']: (s['mask'].tobytes(), s['img'].tobytes()) for batch in loader for s in batch}
+
+    expected = masks('faces', 0, 1)
+    assert len(expected) == 9 and len({mask for mask, _ in expected.values()}) == 9
+    assert masks('packed/train.rec', 2, 4) == masks('zipped.zip', 2, 2) == expected
+    assert masks('faces', 2, 2, 0, 2) | masks('packed/train.rec', 0, 3, 1, 2) == expected

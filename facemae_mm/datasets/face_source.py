@@ -99,8 +99,8 @@ class ZipSource:
         self.path = Path(path)
         self._file: zipfile.ZipFile | None = None
         self._process = 0
-        entries = {entry.filename: entry for entry in self._own_file().infolist() if not entry.is_dir()}
-        names = [name for name in entries if not name.startswith('__MACOSX/') and _image_name(name)]
+        entries = {entry.filename: entry for entry in self._own_file().infolist() if entry.filename}
+        names = [name for name in entries if not name.startswith('__MACOSX/') and _image_name(name)]  # folders end in /
         for name in names:
             self._check(entries[name])
         tops = {name.partition('/')[0] for name in names}

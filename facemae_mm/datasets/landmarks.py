@@ -49,8 +49,12 @@ def read_landmarks(source: 'FaceSource') -> np.ndarray | None:
                 raise ValueError(f'its first line is not {",".join(COLUMNS)}')
             for number, row in enumerate(rows, 2):
                 place = index.get(row[0], index.get(row[0].rpartition('.')[0])) if len(row) == len(COLUMNS) else None
-                values = np.array(row[1:], float).reshape(5, 2) if len(row) == len(COLUMNS) else np.empty(0)
-                if not len(values) or not (np.abs(values) < 1e6).all():
+                try:
+                    values = np.array(row[1:], float).reshape(5, 2)
+                    fault = len(row) != len(COLUMNS) or not (np.abs(values) < 1e6).all()
+                except ValueError:
+                    fault = True
+                if fault:
                     raise ValueError(f'line {number} does not hold a path and ten finite numbers')
                 if place is None:  # a face that the set has no longer
                     continue

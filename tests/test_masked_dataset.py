@@ -1,0 +1,229 @@
+"""The masked dataset: what FaceMask leaves, and nothing else."""
+
+import csv
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from test_export import content, export, work  # noqa: F401
+from tiny import write_faces
+
+from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces
+from facemae_mm.datasets.masked_dataset import decode_masked, encode_masked
+from facemae_mm.datasets.masking import _Masker, mask_faces
+
+PIPELINE = [dict(type='LoadFace', size=112)]
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def samples(source, mask=None):
+    """img and mask of each face, by the pseudonym of its key."""
+    dataset = FaceRecordDataset(source, [*PIPELINE, mask] if mask else PIPELINE)
+    name = mask.image_pseudonym if mask else str
+    return {name(s['img_key']): (s['img'], s['mask'].tolist()) for s in map(dataset.__getitem__, range(len(dataset)))}
+
+
+@pytest.fixture
+def faces(tmp_path):
+    return write_faces(tmp_path / 'faces')
+
+
+@pytest.fixture
+def mask(tmp_path):
+    return FaceMask(fresh=False, secret=str(tmp_path / 'mask.secret'))
+
+
+@pytest.mark.parametrize('options', [{}, dict(mask_ratio=0.5, patch_size=16), dict(regions=['eyes', 'mouth'])], ids=str)
+def test_faces_are_bit_for_bit_those_of_the_transform(tmp_path, faces, options):
+    mask = FaceMask(fresh=False, secret=str(tmp_path / 'mask.secret'), **options)
+    shift = np.arange(16) / 2
+    rows = [
+        f'{key},' + ','.join(str(38.5 + 3 * i + shift[n]) for i in range(10))
+        for n, key in enumerate(open_faces(faces).keys)
+    ]
+    (faces / 'landmarks5.csv').write_text('path,lex,ley,rex,rey,nx,ny,lmx,lmy,rmx,rmy\n' + '\n'.join(rows) + '\n')
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=2)
+    on_the_fly, stored = samples(faces, mask), samples(tmp_path / 'masked')
+    assert on_the_fly.keys() == stored.keys() and len(stored) == 16
+    for key, (img, drawn) in on_the_fly.items():
+        assert stored[key][0].dtype == img.dtype == np.float32
+        assert np.array_equal(stored[key][0], img) and stored[key][1] == drawn
+
+
+def test_real_faces_are_stored_in_a_third_of_their_png(tmp_path, shared):
+    """600 faces of LFW as MXNet packed them."""
+    source = open_faces(shared / 'formats/lfw60_mxnet/train.rec')
+    mask = FaceMask(fresh=False, seed=1)
+    mask_faces(source, tmp_path / 'masked', mask)
+    stored = sum(path.stat().st_size for path in (tmp_path / 'masked').iterdir())
+    faces = [cv2.imdecode(np.frombuffer(source.read(i), np.uint8), cv2.IMREAD_COLOR) for i in range(len(source))]
+    png = sum(len(cv2.imencode('.png', face)[1]) for face in faces)
+    assert len(faces) == 600 and stored <= 0.35 * png
+    masked = open_faces(tmp_path / 'masked')
+    assert len(masked) == 600 and len(masked.identities) == 60
+    assert sorted(np.bincount(masked.labels)) == sorted(np.bincount(source.labels))
+
+
+def test_what_is_behind_the_mask_changes_no_byte(tmp_path, faces, mask):
+    mask_faces(open_faces(faces), tmp_path / 'first', mask, workers=0)
+    for key, path in ((path.relative_to(faces).with_suffix('').as_posix(), path) for path in faces.glob('*/*.png')):
+        img = cv2.imread(str(path))
+        removed = mask.draw(key, 112).reshape(14, 14).repeat(8, 0).repeat(8, 1) == 1
+        img[removed] = np.random.default_rng(0).integers(0, 256, img[removed].shape)
+        cv2.imwrite(str(path), img)
+    mask_faces(open_faces(faces), tmp_path / 'second', mask, workers=2)
+    assert files(tmp_path / 'second') == files(tmp_path / 'first')
+    img[~removed] ^= 1
+    cv2.imwrite(str(path), img)
+    mask_faces(open_faces(faces), tmp_path / 'third', mask, workers=0)
+    assert files(tmp_path / 'third') != files(tmp_path / 'first')
+
+
+def test_names_and_order_of_the_source_stay_with_the_owner(tmp_path, faces, mask):
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask)
+    secret = (tmp_path / 'mask.secret').read_bytes()
+    masked = open_faces(tmp_path / 'masked')
+    names = {hmac.new(secret, key.encode(), hashlib.sha256).hexdigest(): key for key in open_faces(faces).keys}
+    assert set(masked.keys) == set(names) and masked.identities == [f'{i:06d}' for i in range(4)]
+    order = [names[key] for key in masked.keys]
+    assert order != sorted(order)
+    assert [key.split('/')[0] for key in order] == [key.split('/')[0] for key in order[::4] for _ in range(4)]
+    everything = b''.join(name.encode() + data for name, data in files(tmp_path / 'masked').items())
+    for word in (b'person_', secret, secret.hex().encode(), str(tmp_path).encode()):
+        assert word not in everything
+    private = tmp_path / 'masked.private'
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in private.iterdir()} == {'keys.csv': 0o600}
+    with (private / 'keys.csv').open(newline='') as file:
+        assert {row['key']: row['source_key'] for row in csv.DictReader(file)} == names
+    info = json.loads((tmp_path / 'masked/facemasked.json').read_text())
+    assert (info['images'], info['identities'], info['skipped']) == (16, 4, 0)
+    assert info['mask']['commitment'] == hmac.new(secret, b'facemae-mask-v1', hashlib.sha256).hexdigest()
+    assert info['sha256']['keys.bin'] == hashlib.sha256((tmp_path / 'masked/keys.bin').read_bytes()).hexdigest()
+
+
+def test_the_release_is_the_same_without_the_originals(repository, work):  # noqa: F811
+    """Byte by byte: from the originals, and, these gone, from what left their owner."""
+    first = content(export(repository, work, 'first'))
+    mask = FaceMask(fresh=False, secret=str(work / 'secret'))
+    mask_faces(open_faces(work / 'faces'), work / 'masked', mask)
+    shutil.rmtree(work / 'faces')
+    (work / 'secret').unlink()
+    assert content(export(repository, work, 'second', faces='masked')) == first
+    assert len(first) == 18 and not (work / 'secret').exists()
+    other = FaceRecordDataset(work / 'masked', [*PIPELINE, FaceMask(fresh=False, seed=0, mask_ratio=0.5)])
+    with pytest.raises(ValueError, match=r'patch_size=8 and mask_ratio=0.5 would remove 98 of 196'):
+        other[0]
+
+
+class Dying(_Masker):
+    def __call__(self, image):
+        if image == self.source.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(image)
+
+
+@pytest.mark.parametrize('image', [3, 9, 15])
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, faces, mask, monkeypatch, image):
+    mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0)
+    source = open_faces(faces)
+    source.die_at = image
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr('facemae_mm.datasets.masking._Masker', Dying)
+        mask_faces(source, tmp_path / 'masked', mask, workers=0)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not (tmp_path / 'masked').exists()
+    with pytest.raises((ValueError, FileNotFoundError)):
+        open_faces(tmp_path / 'masked.partial')
+    with pytest.raises(FileExistsError, match=r'begun with other settings: mask: .* Delete it to start anew'):
+        mask_faces(source, tmp_path / 'masked', FaceMask(fresh=False, seed=3), workers=0)
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=2)
+    for kind in ('', '.private'):
+        assert files(tmp_path / f'masked{kind}') == files(tmp_path / f'whole{kind}')
+    assert not (tmp_path / 'masked.partial').exists()
+
+
+def run_tool(repository, *arguments):
+    command = [sys.executable, str(repository / 'tools/mask_faces.py'), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | dict(PYTHONPATH='.'))
+
+
+def test_the_tool_skips_and_counts_what_cannot_be_read(repository, tmp_path, faces):
+    (faces / 'person_1/2.png').write_bytes(b'')
+    stopped = run_tool(repository, faces, tmp_path / 'masked')
+    assert stopped.returncode == 2 and 'person_1/2 is empty (0 bytes)' in stopped.stderr
+    assert '--on-error skip' in stopped.stderr and not (tmp_path / 'masked').exists()
+    done = run_tool(repository, faces, tmp_path / 'masked', '--on-error', 'skip')
+    assert done.returncode == 0 and '15 faces of 4 identities' in done.stdout and '1 faces that could' in done.stdout
+    assert json.loads((tmp_path / 'masked/facemasked.json').read_text())['skipped'] == 1
+    private = tmp_path / 'masked.private'
+    assert (private / 'skipped.csv').read_text().startswith('person_1/2,')
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in private.iterdir()} == {
+        'keys.csv': 0o600,
+        'mask_secret': 0o600,
+        'skipped.csv': 0o600,
+    }
+    with pytest.raises(ValueError, match='is a masked dataset already'):
+        mask_faces(open_faces(tmp_path / 'masked'), tmp_path / 'twice', FaceMask(fresh=False, seed=0))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(version=2), 'has version 2; this program reads 1. Install the FaceMAE-MM that wrote it'),
+        (dict(format='other'), "does not say 'format': 'facemae-masked'"),
+        (dict(images=15), r'images and identities are \(15, 4\) in facemasked.json, \(16, 4\)'),
+        (dict(images=None), 'lacks the numbers'),
+    ],
+    ids=str,
+)
+def test_another_version_and_files_that_do_not_fit(tmp_path, faces, mask, change, message):
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
+    file = tmp_path / 'masked/facemasked.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        open_faces(tmp_path / 'masked')
+
+
+def test_the_layout_is_the_one_described():
+    """docs/masked_dataset.md, read literally: header, mask bits, patches side by side."""
+    img = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    mask = np.array([1, 0, 1, 1, 1, 0, 0, 1, 1], np.uint8)
+    data = encode_masked(img, mask, 8)
+    assert data[:8] == b'FaMk' + bytes([1, 8, 3, 0]) and data[8:10] == bytes([0b10111001, 0b10000000])
+    strip = cv2.imdecode(np.frombuffer(data[10:], np.uint8), cv2.IMREAD_COLOR)
+    assert strip.shape == (8, 24, 3)
+    for column, (top, left) in enumerate([(0, 8), (8, 16), (16, 0)]):
+        assert np.array_equal(strip[:, 8 * column : 8 * column + 8], img[top : top + 8, left : left + 8])
+    face, drawn = decode_masked(data, 'x')
+    assert (
+        drawn.tolist() == mask.tolist()
+        and (face[:8, :8] == 127.5).all()
+        and np.array_equal(face[:8, 8:16], strip[:, :8])
+    )
+    for damaged in (
+        data[:7],
+        data[:9],
+        data[:-9],
+        b'FaMk\x02' + data[5:],
+        data[:5] + b'\0' + data[6:],
+        data + b'x' * 9,
+    ):
+        try:
+            assert np.array_equal(decode_masked(damaged, 'x')[0], face)  # bytes after the end
+        except ValueError as error:
+            assert str(error).startswith('x')
