@@ -155,8 +155,8 @@ def test_nothing_of_the_source_travels(tmp_path):
             assert word not in everything, (name, word)
         private = tmp_path / f'{name}.private'
         assert private.stat().st_mode & 0o777 == 0o700
-        assert {path.name for path in private.iterdir()} == {'keys.csv', 'report.csv'}
-        assert all(path.stat().st_mode & 0o777 == 0o600 for path in private.iterdir())
+        assert {path.name for path in private.iterdir()} == {'keys.csv', 'report.csv', 'settings.json'}
+        assert all(path.stat().st_mode & 0o777 == 0o600 for path in private.glob('*.csv'))
     upright = decode_face(open_faces(tmp_path / 'converted').read(2), 'turned')
     assert np.array_equal(upright, decode_face((tmp_path / 'aligned/Ada/turned.jpg').read_bytes(), 'turned'))
     prepare(tmp_path / 'aligned', tmp_path / 'kept', keep_names=True, keep_metadata=True)
@@ -225,9 +225,9 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path, aligned, records, fault)
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert not (tmp_path / 'out').exists()
-    log = tmp_path / 'out.partial/report.csv'
+    log = tmp_path / 'out.private/report.csv'
     rows = log.read_bytes().splitlines(keepends=True)
-    assert len(rows) == 7
+    assert len(rows) == 1 + 7
     if fault != 'kill':  # the face was written, its row was not, or not whole
         log.write_bytes(b''.join(rows[:-1]) + (rows[-1][:9] if fault == 'row cut off' else b''))
     Dying.die_at = 2  # what is done is not done again
@@ -293,8 +293,14 @@ def test_unreadable_images(tmp_path, aligned):
 def test_refusals(tmp_path, aligned):
     with pytest.raises(ValueError, match='112×112 pixels, not 96×96'):
         prepare(aligned, tmp_path / 'small', size=96)
-    with pytest.raises(FileExistsError, match=r'small\.partial was begun with other settings: size: 96 then, 112 now'):
-        prepare(aligned, tmp_path / 'small')
+    broken = sorted(aligned.rglob('*.jpg'))[5]
+    whole = broken.read_bytes()
+    broken.write_bytes(b'')
+    with pytest.raises(ValueError, match='is empty'):
+        prepare(aligned, tmp_path / 'begun')
+    broken.write_bytes(whole)
+    with pytest.raises(FileExistsError, match=r'begun\.partial was begun with other settings: jpeg: None then, 90 now'):
+        prepare(aligned, tmp_path / 'begun', jpeg=90)
     (tmp_path / 'mine.partial').mkdir()
     (tmp_path / 'mine.partial/diary.txt').write_text('dear diary')
     with pytest.raises(FileExistsError, match='holds something else'):

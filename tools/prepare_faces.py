@@ -167,8 +167,7 @@ def main() -> None:
         if args.sheet:
             draw_sheet(source, Path(args.out), args.sheet)
     except (ImportError, ValueError, OSError, RuntimeError) as error:
-        go_on = f' What is finished is kept: the same command goes on with {args.out}.partial.'
-        refuse(f'prepare_faces.py: {error}{go_on * Path(f"{args.out}.partial").exists()}')
+        refuse(f'prepare_faces.py: {error}')
     except KeyboardInterrupt:
         refuse(f'prepare_faces.py: interrupted. The same command goes on with {args.out}.partial.')
 

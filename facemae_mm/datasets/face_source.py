@@ -123,7 +123,9 @@ class ZipSource:
         """
         name = self._names[index]
         try:
-            return self._own_file().read(name)
+            archive = self._own_file()
+            with archive.open(name) as entry:  # as many bytes as it says, whatever it unpacks to
+                return entry.read(archive.getinfo(name).file_size)
         except Exception as error:  # damaged bytes raise whatever the decompressor makes of them
             raise ValueError(f'{self.path}: entry {name} cannot be unpacked: {error}. Copy the .zip again.') from error
 

@@ -53,29 +53,27 @@ def mask_faces(
     landmarks = read_landmarks(source) if mask.needs_landmarks else None
     masker = _Masker(source, mask, size, landmarks, on_error)
     order = _order(source, mask)
-    skipped = RowLog(folder.path / SKIPPED)
+    skipped = folder.log(SKIPPED, ['source_key', 'note'])
     faces = folder.path / FACES
-    if not faces.exists():
-        with RecordWriter(faces, (size, size), resume=True) as writer:
-            _write(writer, skipped, order, source, masker, workers)
-    left_out = {row[0] for row in skipped.rows}
-    rows = [(mask.image_pseudonym(key), key) for key in map(source.keys.__getitem__, order) if key not in left_out]
-    (folder.path / KEYS).write_bytes(b''.join(bytes.fromhex(key) for key, _ in rows))
-    info = dict(
-        format=FORMAT,
-        version=VERSION,
-        images=len(rows),
-        identities=len(RecordSource(faces).identities),
-        skipped=len(left_out),
-        mask=described,
-        sha256={name: _sha256(folder.path / name) for name in (FACES, KEYS)},
-    )
-    (folder.path / INFO).write_text(json.dumps(info, indent=1) + '\n', encoding='utf-8')
-    folder.write_private(SOURCE_KEYS, [COLUMNS, *rows])
-    if left_out:
-        folder.write_private(SKIPPED, skipped.rows)
-    skipped.path.unlink(missing_ok=True)
-    folder.finish()
+    with folder.writing():
+        if not faces.exists():
+            with RecordWriter(faces, (size, size), resume=True) as writer:
+                _write(writer, skipped, order, source, masker, workers)
+        left_out = {row[0] for row in skipped.rows}
+        rows = [(mask.image_pseudonym(key), key) for key in map(source.keys.__getitem__, order) if key not in left_out]
+        (folder.path / KEYS).write_bytes(b''.join(bytes.fromhex(key) for key, _ in rows))
+        info = dict(
+            format=FORMAT,
+            version=VERSION,
+            images=len(rows),
+            identities=len(RecordSource(faces).identities),
+            skipped=len(left_out),
+            mask=described,
+            sha256={name: _sha256(folder.path / name) for name in (FACES, KEYS)},
+        )
+        (folder.path / INFO).write_text(json.dumps(info, indent=1) + '\n', encoding='utf-8')
+        folder.write_private(SOURCE_KEYS, [COLUMNS, *rows])
+        folder.finish()
     stored = sum(path.stat().st_size for path in folder.out.iterdir())
     lost = f', {len(left_out)} faces that could not be read were left out ({folder.private / SKIPPED})' * bool(left_out)
     return (
@@ -140,7 +138,6 @@ def _write(
                 writer.write(label, result)
                 writer.flush()
             bar.update()
-    skipped.close()
 
 
 def _sha256(path: Path) -> str:

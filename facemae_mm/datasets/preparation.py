@@ -190,8 +190,8 @@ def prepare_faces(
 
     `out` gets the faces (`000000/000000.png`, …, or `train.rec` with `.idx` and `property`), `landmarks5.csv` and
     `report.json` (counts, no names). `OUT.private`, for the owner alone, gets `keys.csv` (key,source_key) and
-    `report.csv` (what became of each image). Until everything is written, all of it lies in `OUT.partial`; another call
-    with the same settings goes on there.
+    `report.csv` (what became of each image, as it happens). Until everything is written, the faces lie in
+    `OUT.partial`; another call with the same settings goes on there.
 
     Args:
         preparer: Makes the faces.
@@ -218,41 +218,48 @@ def prepare_faces(
         )
     settings = preparer.describe() | dict(records=records, keep_names=keep_names)
     folder = PartialFolder(out, settings | dict(images=len(source), keys_sha256=keys_digest(source.keys)))
+    log = folder.log(PRIVATE_REPORT, REPORT_COLUMNS)
     order = np.argsort(source.labels, kind='stable').tolist()
-    log = RowLog(folder.path / PRIVATE_REPORT)
-    naming, done = _Naming(source, records, keep_names), len(log.rows)
+    with folder.writing():
+        _write_faces(preparer, folder.path, log, order, _Naming(source, records, keep_names), workers)
+        report = settings | _count(log.rows, source.labels[order].tolist())
+        _write_tables(folder, log.rows, report)
+        folder.finish()
+    return report
+
+
+def _write_faces(
+    preparer: FacePreparer, folder: Path, log: RowLog, order: list[int], naming: '_Naming', workers: int
+) -> None:
+    """Writes the faces that are still to come. Each image adds a row of the log, which tells how far."""
+    keys, done, counts = preparer.source.keys, len(log.rows), Counter(row[1] for row in log.rows)
     for image, row in zip(order, log.rows):
         if row[1] == FACE:
             naming(image)
-    if records and not (folder.path / RECORDS).exists():
-        writer = RecordWriter(folder.path / RECORDS, (preparer.size, preparer.size), resume=True)
+    writer = nullcontext()
+    if naming.records and not (folder / RECORDS).exists():
+        writer = RecordWriter(folder / RECORDS, (preparer.size, preparer.size), resume=True)
         writer.truncate(naming.count)
-    else:
-        writer = nullcontext()
-    counts = Counter(row[1] for row in log.rows)
     with writer, tqdm(total=len(order), initial=done, desc='preparing faces', unit='image', mininterval=1) as bar:
         for image, prepared in zip(order[done:], in_order(preparer, order[done:], workers), strict=True):
             path = ''
             if prepared.outcome == FACE:
                 path = naming(image)
-                if records:
+                if naming.records:
                     writer.write(naming.label, prepared.data)
                     writer.flush()
                 else:
                     path += _extension(prepared.data)
-                    _write_file(folder.path / path, prepared.data)
-            log.append(_row(source.keys[image], prepared, path))
+                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / path).write_bytes(prepared.data)
+            log.append(_row(keys[image], prepared, path))
             counts[prepared.outcome] += 1
             bar.set_postfix({NO_FACE: counts[NO_FACE], UNREADABLE: counts[UNREADABLE]}, refresh=False)
             bar.update()
-        log.close()
         if not counts[FACE]:
-            raise ValueError(f'{source.path}: no face in any of {len(order)} images. Try another detector or border.')
-    report = settings | _count(log.rows, source.labels[order].tolist())
-    _write_tables(folder, log.rows, report)
-    log.path.unlink()
-    folder.finish()
-    return report
+            raise ValueError(
+                f'{preparer.source.path}: no face in any of {len(order)} images. Try another detector or border.'
+            )
 
 
 class _Naming:
@@ -296,11 +303,6 @@ def _extension(data: bytes) -> str:
         return {'JPEG': '.jpg', 'TIFF': '.tif'}.get(header.format, f'.{header.format.lower()}')
 
 
-def _write_file(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
 def _count(rows: list[list[str]], labels: list[int]) -> dict:
     """Counts for the report."""
     outcomes = Counter(row[1] for row in rows)
@@ -335,5 +337,4 @@ def _write_tables(folder: PartialFolder, rows: list[list[str]], report: dict) ->
     elif any(key != source_key for key, source_key in keys):
         with (folder.path / KEYS).open('w', newline='', encoding='utf-8') as file:
             csv.writer(file, lineterminator='\n').writerows([KEY_COLUMNS, *keys])
-    folder.write_private(PRIVATE_REPORT, [REPORT_COLUMNS, *rows])
     (folder.path / REPORT).write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')

@@ -4,8 +4,10 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 SETTINGS = 'settings.json'
 
@@ -13,13 +15,17 @@ SETTINGS = 'settings.json'
 class PartialFolder:
     """`OUT.partial`, which becomes `OUT` when everything is written, and `OUT.private` beside it, for the owner alone.
 
+    How far the work is stands in `OUT.private` (`settings.json` and the caller's `RowLog`), so that one renaming
+    completes `OUT`.
+
     Args:
         out: The folder to write.
         settings: What decides about its content, as JSON holds it; work goes on only with the same.
 
     Attributes:
         path: `OUT.partial`.
-        private: `OUT.private`; made by `write_private`.
+        private: `OUT.private`, of mode 0700.
+        begun: Whether earlier work goes on.
 
     Raises:
         FileExistsError: `out`, or a partial folder with other settings or of other origin, exists.
@@ -28,11 +34,13 @@ class PartialFolder:
     def __init__(self, out: str | Path, settings: dict) -> None:
         self.out = Path(out)
         self.path, self.private = (self.out.with_name(f'{self.out.name}.{kind}') for kind in ('partial', 'private'))
+        file = self.private / SETTINGS
         if self.out.exists():
             raise FileExistsError(f'{self.out} exists already. Name another folder, or delete it.')
-        file = self.path / SETTINGS
-        draft = file.with_suffix('.tmp')
-        if file.is_file():
+        self.begun = self.path.exists() and any(self.path.iterdir())
+        if self.begun:
+            if not file.is_file():
+                raise FileExistsError(f'{self.path} holds something else. Name another folder, or move it away.')
             before, now = json.loads(file.read_text(encoding='utf-8')), json.loads(json.dumps(settings))
             changed = [f'{key}: {before.get(key)} then, {now[key]} now' for key in now if before.get(key) != now[key]]
             if changed:
@@ -41,25 +49,41 @@ class PartialFolder:
                     'give the settings of then.'
                 )
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        if any(path != draft for path in self.path.iterdir()):
-            raise FileExistsError(f'{self.path} holds something else. Name another folder, or move it away.')
-        draft.write_text(json.dumps(settings), encoding='utf-8')
-        draft.replace(file)
+        self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings), encoding='utf-8')
+        self.path.mkdir(exist_ok=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Says of a full disk, and of the like, where it happened and how to go on.
+
+        Raises:
+            OSError: As the block raised it, with that said.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f'{error.strerror or error} (while writing {self.path}). What is finished is kept: free some space, '
+                'and the same command goes on.',
+            ) from error
 
     def write_private(self, name: str, rows: Iterable[Sequence]) -> None:
-        """Writes a table that only the owner can read (mode 0600, in a folder of mode 0700)."""
-        self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Writes a table that only the owner can read."""
         draft = self.private / f'{name}.tmp'
-        draft.unlink(missing_ok=True)
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, 'w', newline='', encoding='utf-8') as file:
+        with _open_private(draft, 'w') as file:
             csv.writer(file, lineterminator='\n').writerows(rows)
         draft.replace(self.private / name)
 
+    def log(self, name: str, header: Sequence[str]) -> 'RowLog':
+        """A table in `OUT.private` that grows with the work; a new one where no earlier work goes on."""
+        if not self.begun:
+            (self.private / name).unlink(missing_ok=True)
+        return RowLog(self.private / name, header)
+
     def finish(self) -> None:
         """Gives the folder its name."""
-        (self.path / SETTINGS).unlink()
         self.path.rename(self.out)
 
 
@@ -67,35 +91,39 @@ class RowLog:
     """A table that grows by whole rows; a last line that was cut off is dropped when it is opened again.
 
     Args:
-        path: The CSV, without a header.
+        path: The CSV; made with the first row, for its owner alone.
+        header: Its columns.
 
     Attributes:
-        rows: What it holds so far.
+        rows: What it holds so far, without the header.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        text = self.path.read_bytes() if self.path.exists() else b''
+    def __init__(self, path: Path, header: Sequence[str]) -> None:
+        self.path = path
+        self.header = list(header)
+        text = path.read_bytes() if path.exists() else b''
         whole = text[: text.rfind(b'\n') + 1]
         if len(whole) < len(text):
-            self.path.write_bytes(whole)
-        self.rows = list(csv.reader(whole.decode().splitlines()))
-        self._file = None
+            path.write_bytes(whole)
+        self.rows = list(csv.reader(whole.decode().splitlines()))[1:]
+        self._writer = None
+        self._has_header = bool(whole)
 
     def append(self, row: Sequence) -> None:
-        """Adds a row, whose fields hold no line breaks, and hands it to the system."""
-        if self._file is None:
-            self._file = self.path.open('a', newline='', encoding='utf-8')
+        """Adds a row and hands it to the system. Line breaks within its fields become blanks."""
+        if self._writer is None:
+            self._file = _open_private(self.path, 'a')
             self._writer = csv.writer(self._file, lineterminator='\n')
-        self._writer.writerow([' '.join(str(field).splitlines()) for field in row])
-        self._file.flush()
+            if not self._has_header:
+                self._writer.writerow(self.header)
         self.rows.append([' '.join(str(field).splitlines()) for field in row])
+        self._writer.writerow(self.rows[-1])
+        self._file.flush()
 
-    def close(self) -> None:
-        """Closes the file; rows can still be read."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+
+def _open_private(path: Path, mode: str) -> TextIO:
+    """A text file of mode 0600."""
+    return open(path, mode, newline='', encoding='utf-8', opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def keys_digest(keys: Iterable[str]) -> str:
