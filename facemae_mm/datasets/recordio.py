@@ -13,6 +13,7 @@ import numpy as np
 
 #: First four bytes of a record, and between the parts of one: u32 0xced7230a, little-endian.
 MAGIC = struct.pack('<I', 0xCED7230A)
+MAGIC_PATTERN = re.compile(re.escape(MAGIC))
 
 #: What an early revision of the format had in its place.
 OLD_MAGIC = struct.pack('<I', 0x3ED7230A)
@@ -23,6 +24,9 @@ IMAGE_HEADER = struct.Struct('<IfQQ')
 #: An identity header or range: `IMAGE_HEADER` and two array labels.
 RANGE = struct.Struct('<IfQQ2f')
 
+#: Cflag and length of a part.
+PART = struct.Struct('<I')
+
 #: Longest part of a record: its length has 29 bits.
 MAX_PART = (1 << 29) - 1
 
@@ -31,6 +35,9 @@ READ_AHEAD = 1 << 14
 
 #: Bytes of a record of which its labels are told: frame, image header, two array labels.
 HEAD = 8 + RANGE.size
+
+#: Bytes that a writer hands to the system at once.
+BUFFER = 1 << 20
 
 #: Records whose heads are looked at together, and lines of an index.
 BLOCK = 1 << 16
@@ -459,7 +466,8 @@ class RecordWriter:
             self._finals[1].replace(idx)
         go_on = resume and all(partial.is_file() for partial in self._partials[:2])
         mode = 'r+b' if go_on else 'w+b'
-        self._rec, self._idx = (partial.open(mode) for partial in self._partials[:2])
+        self._rec, self._idx = (partial.open(mode, BUFFER) for partial in self._partials[:2])
+        self._end = 0  # of the .rec
         if go_on:
             self._restore()
         else:
@@ -496,13 +504,13 @@ class RecordWriter:
         """Drops every image after the first `count`."""
         self.flush()
         lines = self._partials[1].read_bytes().split(b'\n')[: count + 2]
-        offset = int(lines[-1].split(b'\t')[1]) if count < self.count else self._rec.seek(0, os.SEEK_END)
+        offset = int(lines[-1].split(b'\t')[1]) if count < self.count else self._end
         index = b''.join(line + b'\n' for line in lines[: count + 1])
         for file, end in ((self._rec, offset), (self._idx, len(index))):
             file.seek(end)
             file.truncate()
         self._first_keys = [key for key in self._first_keys if key <= count]
-        self.count = count
+        self.count, self._end = count, offset
 
     def close(self) -> None:
         """Writes the identities' ranges, the header and `property`, and gives the files their names.
@@ -548,16 +556,16 @@ class RecordWriter:
 
     def _frame(self, key: int, data: bytes) -> None:
         """Appends a record and its line of the index; parts end where the magic stands aligned in the data."""
-        cuts = [match.start() for match in re.finditer(re.escape(MAGIC), data) if match.start() % 4 == 0]
-        starts = [0, *(cut + len(MAGIC) for cut in cuts)]
-        parts = [data[start:cut] for start, cut in zip(starts, [*cuts, len(data)], strict=True)]
-        if max(map(len, parts)) > MAX_PART:
+        cuts = [match.start() for match in MAGIC_PATTERN.finditer(data) if match.start() % 4 == 0]
+        starts, ends = [0, *(cut + len(MAGIC) for cut in cuts)], [*cuts, len(data)]
+        if len(data) > MAX_PART and max(end - start for start, end in zip(starts, ends)) > MAX_PART:
             raise ValueError(f'RecordWriter: record {key} has {len(data)} bytes; a part holds {MAX_PART} at most.')
-        offset = self._rec.tell()
-        for number, part in enumerate(parts):
-            flag = WHOLE if len(parts) == 1 else FIRST if number == 0 else LAST if number == len(cuts) else MIDDLE
-            self._rec.write(MAGIC + struct.pack('<I', flag << 29 | len(part)) + part + bytes(-len(part) % 4))
-        self._idx.write(b'%d\t%d\n' % (key, offset))
+        self._idx.write(b'%d\t%d\n' % (key, self._end))
+        for number, (start, end) in enumerate(zip(starts, ends)):
+            size = end - start
+            flag = WHOLE if not cuts else FIRST if number == 0 else LAST if number == len(cuts) else MIDDLE
+            self._rec.write(b'%b%b%b%b' % (MAGIC, PART.pack(flag << 29 | size), data[start:end], bytes(-size % 4)))
+            self._end += 8 + size + -size % 4
 
     def _restore(self) -> None:
         """Takes up the whole images of the partial files and cuts off what follows them."""
@@ -583,4 +591,4 @@ class RecordWriter:
         for file, position in ((self._rec, end), (self._idx, index)):
             file.seek(position)
             file.truncate()
-        self.count = whole - 1
+        self.count, self._end = whole - 1, end
