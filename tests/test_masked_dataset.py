@@ -5,21 +5,25 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from mmpretrain.registry import TRANSFORMS
 from test_export import content, export, work  # noqa: F401
 from tiny import write_faces
 
 from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces
-from facemae_mm.datasets.masked_dataset import decode_masked, encode_masked
+from facemae_mm.datasets.masked_dataset import MaskedSource, decode_masked, encode_masked
 from facemae_mm.datasets.masking import _Masker, mask_faces
+from facemae_mm.engine import ReconstructionExportHook
 
 PIPELINE = [dict(type='LoadFace', size=112)]
 
@@ -45,7 +49,16 @@ def mask(tmp_path):
     return FaceMask(fresh=False, secret=str(tmp_path / 'mask.secret'))
 
 
-@pytest.mark.parametrize('options', [{}, dict(mask_ratio=0.5, patch_size=16), dict(regions=['eyes', 'mouth'])], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(mask_ratio=0.5, patch_size=16),
+        dict(regions=['eyes', 'mouth']),
+        dict(regions='nose', region_only=True),
+    ],
+    ids=str,
+)
 def test_faces_are_bit_for_bit_those_of_the_transform(tmp_path, faces, options):
     mask = FaceMask(fresh=False, secret=str(tmp_path / 'mask.secret'), **options)
     shift = np.arange(16) / 2
@@ -60,6 +73,41 @@ def test_faces_are_bit_for_bit_those_of_the_transform(tmp_path, faces, options):
     for key, (img, drawn) in on_the_fly.items():
         assert stored[key][0].dtype == img.dtype == np.float32
         assert np.array_equal(stored[key][0], img) and stored[key][1] == drawn
+    (removed,) = {sum(drawn) for _, drawn in stored.values()}
+    ratio = open_faces(tmp_path / 'masked').info['mask']['ratio']
+    assert removed == len(drawn) * ratio if mask.region_only else len(drawn) - removed == int(len(drawn) * (1 - ratio))
+    again = FaceRecordDataset(tmp_path / 'masked', [*PIPELINE, mask])  # as the export's pipeline has it
+    assert np.array_equal(again[3]['img'], stored[again[3]['img_key']][0])
+
+
+def test_a_reader_written_from_the_page(repository, tmp_path, faces):
+    """The code of docs/masked_dataset.md, which uses nothing of this package, on records of one part and of two."""
+
+    class Split(FaceMask):
+        def draw(self, img_key, *args, **options):
+            drawn = super().draw(img_key, *args, **options)
+            if img_key.endswith('/2'):  # the mask's first bytes are the magic of records, which cuts the record there
+                drawn[:32] = np.unpackbits(np.frombuffer(b'\x0a\x23\xd7\xce', np.uint8))
+                drawn[32:] = np.arange(164) >= 33
+            return drawn
+
+    mask = Split(fresh=False, secret=str(tmp_path / 'mask.secret'))
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
+    (code,) = re.findall(
+        '```python\n(.*?)```', (repository / 'docs/masked_dataset.md').read_text(encoding='utf-8'), re.S
+    )
+    assert 'facemae_mm' not in code
+    page = {}
+    exec(compile(code, 'masked_dataset.md', 'exec'), page)
+    read = list(page['read_masked'](tmp_path / 'masked'))
+    expected = samples(faces, mask)
+    source = open_faces(tmp_path / 'masked')
+    assert [key for key, *_ in read] == list(source.keys) and {key for key, *_ in read} == set(expected)
+    assert [label for _, label, *_ in read] == source.labels.tolist()
+    for key, _, face, drawn in read:
+        assert np.array_equal(face[..., ::-1], expected[key][0]) and drawn.tolist() == expected[key][1]
+    cut = b'\x0a\x23\xd7\xce' + (32).to_bytes(3, 'little') + b'\x20'  # 24 bytes of labels, 8 of header: flag 1
+    assert (tmp_path / 'masked/faces.rec').read_bytes().count(cut) == 4
 
 
 def test_real_faces_are_stored_in_a_third_of_their_png(tmp_path, shared):
@@ -74,6 +122,12 @@ def test_real_faces_are_stored_in_a_third_of_their_png(tmp_path, shared):
     masked = open_faces(tmp_path / 'masked')
     assert len(masked) == 600 and len(masked.identities) == 60
     assert sorted(np.bincount(masked.labels)) == sorted(np.bincount(source.labels))
+    place = {key: i for i, key in enumerate(masked.keys)}
+    for key, face in zip(source.keys, faces):
+        img, drawn = decode_masked(masked.read(place[mask.image_pseudonym(key)]), key)
+        removed = drawn.reshape(14, 14).repeat(8, 0).repeat(8, 1) == 1
+        assert np.array_equal(img[~removed], face[~removed]) and (img[removed] == 127.5).all()
+        assert np.array_equal(drawn, mask.draw(key, 112))
 
 
 def test_what_is_behind_the_mask_changes_no_byte(tmp_path, faces, mask):
@@ -129,6 +183,19 @@ def test_the_release_is_the_same_without_the_originals(repository, work):  # noq
         other[0]
 
 
+def test_a_million_identities_are_released_in_the_order_of_their_numbers():
+    class Faces:
+        source = object.__new__(MaskedSource)
+
+        def names(self):
+            return [('a', '999999'), ('b', '1000000'), ('c', '000007'), ('d', '000007')]
+
+    hook = ReconstructionExportHook('release')
+    hook.mask = None
+    paths = ['000001/000000.png', '000002/000000.png', '000000/000000.png', '000000/000001.png']
+    assert hook._name_all(Faces()) == dict(zip('abcd', paths))
+
+
 class Dying(_Masker):
     def __call__(self, image):
         if image == self.source.die_at:
@@ -156,6 +223,140 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, faces, mask, monkeypat
     for kind in ('', '.private'):
         assert files(tmp_path / f'masked{kind}') == files(tmp_path / f'whole{kind}')
     assert not (tmp_path / 'masked.partial').exists()
+
+
+@pytest.mark.parametrize('step', range(10))
+def test_killed_at_each_step_of_the_end(tmp_path, faces, mask, monkeypatch, step):
+    """Before the n-th file is written as a whole, or gets another name."""
+    mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0)
+    child = os.fork()
+    if not child:
+        steps = iter(range(100))
+
+        def dying(function):
+            def call(*args, **options):
+                if next(steps) == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **options)
+
+            return call
+
+        for name in ('write_text', 'write_bytes', 'replace', 'rename'):
+            monkeypatch.setattr(f'pathlib.Path.{name}', dying(getattr(Path, name)))
+        mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
+        os._exit(next(steps))
+    status = os.waitpid(child, 0)[1]
+    assert os.WTERMSIG(status) == signal.SIGKILL if step < 9 else os.WEXITSTATUS(status) == 9  # nothing comes after
+    if step < 9:
+        assert not (tmp_path / 'masked').exists()
+        mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
+    for kind in ('', '.private'):
+        assert files(tmp_path / f'masked{kind}') == files(tmp_path / f'whole{kind}')
+    assert not (tmp_path / 'masked.partial').exists()
+
+
+def test_a_killed_run_goes_on_after_a_person_of_whom_no_face_can_be_read(tmp_path, faces, monkeypatch):
+    mask = FaceMask(fresh=False, seed=2)
+    lost = sorted((f'person_{i}' for i in range(4)), key=mask.identity_pseudonym)[1]
+    for path in (faces / lost).iterdir():
+        path.write_bytes(b'')
+    mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0, on_error='skip')
+    with (tmp_path / 'whole.private/keys.csv').open(newline='') as file:
+        last = list(csv.DictReader(file))[-1]['source_key']
+    source = open_faces(faces)
+    source.die_at = source.keys.index(last)
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr('facemae_mm.datasets.masking._Masker', Dying)
+        mask_faces(source, tmp_path / 'masked', mask, workers=0, on_error='skip')
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0, on_error='skip')
+    masked = open_faces(tmp_path / 'masked')
+    assert masked.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and masked.info['skipped'] == 4
+    for kind in ('', '.private'):
+        assert files(tmp_path / f'masked{kind}') == files(tmp_path / f'whole{kind}')
+
+
+@pytest.mark.parametrize(('lost', 'told'), [(1, True), (7000, True), (None, False)])
+def test_records_cut_off_are_written_again(tmp_path, faces, monkeypatch, lost, told):
+    """As after a power cut; where that lost what came before a face that was left out, the work is refused."""
+    mask = FaceMask(fresh=False, seed=2)
+    (faces / 'person_1/2.png').write_bytes(b'')
+    mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0, on_error='skip')
+    source = open_faces(faces)
+    with (tmp_path / 'whole.private/keys.csv').open(newline='') as file:
+        last = list(csv.DictReader(file))[-1]['source_key']
+    source.die_at = source.keys.index(last)
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr('facemae_mm.datasets.masking._Masker', Dying)
+        mask_faces(source, tmp_path / 'masked', mask, workers=0, on_error='skip')
+        os._exit(1)
+    os.waitpid(child, 0)
+    assert len((tmp_path / 'masked.private/skipped.csv').read_text().splitlines()) == 2
+    records = tmp_path / 'masked.partial/faces.rec.partial'
+    os.truncate(records, records.stat().st_size - lost if lost else 40)
+    if not told:
+        with pytest.raises(
+            ValueError, match=r'damaged: 14 faces written, 1 left out, of 16\. Delete it and start again'
+        ):
+            mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0, on_error='skip')
+        assert not (tmp_path / 'masked').exists()
+        shutil.rmtree(tmp_path / 'masked.partial')
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0, on_error='skip')
+    assert files(tmp_path / 'masked') == files(tmp_path / 'whole')
+    assert files(tmp_path / 'masked.private') == files(tmp_path / 'whole.private')
+
+
+@pytest.mark.parametrize(
+    ('options', 'size', 'message'),
+    [
+        (dict(patch_size=5), 112, 'Faces of 112 pixels in patches of 5'),
+        (dict(), 100, 'patches must divide faces'),
+        (dict(mask_ratio=0.996), 112, 'leaves 0 visible'),
+        (dict(patch_size=2), 512, 'at most 255 along a side'),
+        (dict(patch_size=256, mask_ratio=0), 256, 'of at most 255 pixels'),
+        (dict(patch_size=64), 8192, 'at most 4096 pixels'),
+    ],
+    ids=str,
+)
+def test_patches_that_the_format_does_not_hold(tmp_path, faces, options, size, message):
+    with pytest.raises(ValueError, match=f'{message}.*Change patch size, size or ratio'):
+        mask_faces(open_faces(faces), tmp_path / 'masked', FaceMask(fresh=False, seed=0, **options), size, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ['faces']
+
+
+def test_a_strip_too_wide_for_webp():
+    with pytest.raises(ValueError, match=r'\(4, 16384, 3\) could not be compressed\. Use larger patches'):
+        encode_masked(np.zeros((256, 256, 3), np.uint8), np.zeros(4096, np.uint8), 4)
+    img = np.random.default_rng(0).integers(0, 256, (252, 252, 3), np.uint8)
+    mask = np.zeros(3969, np.uint8)  # 15,876 pixels
+    assert np.array_equal(decode_masked(encode_masked(img, mask, 4), 'x')[0], img)
+
+
+def test_a_face_of_four_thousand_megapixels_is_refused_before_it_is_made(monkeypatch):
+    strip = cv2.imencode('.webp', np.zeros((255, 255, 3), np.uint8), (cv2.IMWRITE_WEBP_QUALITY, 101))[1].tobytes()
+    mask = np.packbits(np.arange(255 * 255) > 0).tobytes()
+    monkeypatch.setattr(cv2, 'imdecode', lambda *_: pytest.fail('it was decoded'))
+    with pytest.raises(ValueError, match='^x is a damaged masked face: it has sides of 65025 pixels, more than 4096'):
+        decode_masked(b'FaMk' + bytes([1, 255, 255, 0]) + mask + strip, 'x')
+
+
+def test_what_a_masked_face_serves_for(tmp_path, faces, mask):
+    """A recogniser trains on it as it is, flipped too; FaceMAE does not."""
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
+    stored = samples(tmp_path / 'masked')
+    flip = dict(type='RandomFlip', prob=1.0, direction='horizontal')
+    dataset = FaceRecordDataset(tmp_path / 'masked', [*PIPELINE, flip, dict(type='PackInputs')])
+    inputs = dataset[5]['inputs']
+    assert np.array_equal(inputs.numpy().transpose(1, 2, 0)[:, ::-1], stored[dataset.source.keys[5]][0])
+    assert dataset[5]['data_samples'].gt_label.item() == dataset.source.labels[5]
+    for transforms in ([FaceMask(seed=0)], [TRANSFORMS.build(flip), mask]):
+        with pytest.raises(ValueError, match='holds no original to train on, nor one to flip.*Set fresh=False'):
+            FaceRecordDataset(tmp_path / 'masked', [*PIPELINE, *transforms])[0]
+    with pytest.raises(ValueError, match='would remove 588 of 784'):
+        FaceRecordDataset(tmp_path / 'masked', [*PIPELINE, FaceMask(fresh=False, seed=0, patch_size=4)])[0]
 
 
 def run_tool(repository, *arguments):

@@ -208,6 +208,8 @@ class FaceMask(BaseTransform):
     ) -> None:
         if not 0 <= mask_ratio < 1:
             raise ValueError(f'FaceMask: mask_ratio {mask_ratio} is not in [0, 1). The paper uses 0.75.')
+        if patch_size < 1:
+            raise ValueError(f'FaceMask: patch_size {patch_size} is less than a pixel. It is 8 for 112 pixels.')
         if (secret is None) == (seed is None):
             raise ValueError(
                 f'FaceMask: give either a seed or a secret file, not {seed=} and {secret=}. '
@@ -250,7 +252,7 @@ class FaceMask(BaseTransform):
         """What a manifest says of the masks of faces stored at `size` pixels; the secret itself stays out."""
         return dict(
             scheme=SCHEME,
-            ratio=self.mask_ratio,
+            ratio=float(self.draw('', size).mean()) if self.region_only else self.mask_ratio,
             patch_size=self.patch_size,
             stored_size=size,
             regions=list(self.regions),

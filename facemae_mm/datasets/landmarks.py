@@ -34,7 +34,7 @@ def read_landmarks(source: 'FaceSource') -> np.ndarray | None:
         table.
 
     Raises:
-        ValueError: Another header, a row twice, or values that are no finite numbers.
+        ValueError: Another header, a row twice, values that are no finite numbers, or rows of none of its faces.
     """
     table = find_landmarks(source.path)
     if table is None:
@@ -42,6 +42,7 @@ def read_landmarks(source: 'FaceSource') -> np.ndarray | None:
     own = source.keys.own if isinstance(source.keys, SourceKeys) else source.keys
     index = {key: i for i, key in enumerate(own)}
     points = np.full((len(source), 5, 2), np.nan, np.float32)
+    number = 1
     try:
         with table.open(newline='', encoding='utf-8') as file:
             rows = csv.reader(file)
@@ -61,6 +62,8 @@ def read_landmarks(source: 'FaceSource') -> np.ndarray | None:
                 if not np.isnan(points[place, 0, 0]):
                     raise ValueError(f'line {number}: {row[0]} stands there twice')
                 points[place] = values
+            if number > 1 and np.isnan(points[:, 0, 0]).all():
+                raise ValueError(f'none of its {number - 1} paths is one of the set, such as {own[0]}')
     except (ValueError, csv.Error) as error:
         raise ValueError(
             f'{table} is no table of landmarks: {error}. Write it anew, or move it away: masks then follow the '

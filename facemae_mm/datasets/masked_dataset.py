@@ -25,6 +25,9 @@ KEY_BYTES = 32
 HEADER = struct.Struct('<4sBBBx')
 MAGIC = b'FaMk'
 
+#: A face with a longer side is refused before its pixels are made.
+MAX_SIDE = 4096
+
 #: OpenCV's WebP quality above which it is lossless.
 LOSSLESS = (cv2.IMWRITE_WEBP_QUALITY, 101)
 
@@ -72,6 +75,8 @@ def decode_masked(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     start = HEADER.size + -(-grid * grid // 8)
     if not p or not grid or len(data) <= start:
         raise _damaged(name, 'its mask is cut off')
+    if grid * p > MAX_SIDE:
+        raise _damaged(name, f'it has sides of {grid * p} pixels, more than {MAX_SIDE}')
     mask = np.unpackbits(np.frombuffer(data[HEADER.size : start], np.uint8), count=grid * grid)
     visible = np.flatnonzero(mask == 0)
     strip = _decode_strip(data[start:], (p, p * len(visible), 3), name)
@@ -83,8 +88,10 @@ def decode_masked(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _encode_strip(strip: np.ndarray) -> bytes:
     ok, data = cv2.imencode('.webp', np.ascontiguousarray(strip), LOSSLESS)
-    if not ok:
-        raise ValueError(f'Visible patches {strip.shape} could not be compressed. Use smaller faces or a higher ratio.')
+    if not ok:  # WebP holds 16,383 pixels in a row
+        raise ValueError(
+            f'Visible patches {strip.shape} could not be compressed. Use larger patches, or a higher ratio.'
+        )
     return data.tobytes()
 
 

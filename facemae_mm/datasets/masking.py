@@ -11,7 +11,7 @@ from .face_mask import FaceMask
 from .face_source import FaceSource
 from .landmarks import read_landmarks
 from .load_face import LoadFace
-from .masked_dataset import FACES, FORMAT, INFO, KEYS, VERSION, MaskedSource, encode_masked
+from .masked_dataset import FACES, FORMAT, INFO, KEYS, MAX_SIDE, VERSION, MaskedSource, encode_masked
 from .ordered_work import in_order
 from .recordio import RecordSource, RecordWriter
 from .resumable import PartialFolder, RowLog, keys_digest
@@ -42,12 +42,21 @@ def mask_faces(
         What was written, in a sentence or two.
 
     Raises:
-        ValueError: Faces without identities, an unreadable one, or a source that is masked already.
+        ValueError: Faces without identities, an unreadable one, a source that is masked already, or patches that the
+            format does not hold.
         FileExistsError: `out`, or a partial one with other settings, exists.
     """
     if isinstance(source, MaskedSource) or not source.identities:
         kind = 'is a masked dataset already' if source.identities else 'knows no identities'
         raise ValueError(f'{source.path} {kind}. Give a folder of identity folders, a .zip of one, or a train.rec.')
+    grid, rest = divmod(size, mask.patch_size)
+    visible = int(grid * grid * (1 - mask.mask_ratio))
+    if rest or not 0 < grid < 256 or mask.patch_size > 255 or size > MAX_SIDE or not (visible or mask.region_only):
+        raise ValueError(
+            f'Faces of {size} pixels in patches of {mask.patch_size}, of which mask_ratio {mask.mask_ratio} leaves '
+            f'{visible} visible: patches must divide faces of at most {MAX_SIDE} pixels, into at most 255 along a '
+            'side, of at most 255 pixels, and one must stay. Change patch size, size or ratio.'
+        )
     described = mask.describe(size)
     folder = PartialFolder(out, dict(mask=described, images=len(source), keys_sha256=keys_digest(source.keys)))
     landmarks = read_landmarks(source) if mask.needs_landmarks else None
@@ -61,12 +70,18 @@ def mask_faces(
                 _write(writer, skipped, order, source, masker, workers)
         left_out = {row[0] for row in skipped.rows}
         rows = [(mask.image_pseudonym(key), key) for key in map(source.keys.__getitem__, order) if key not in left_out]
+        records = RecordSource(faces)
+        if len(records) != len(rows):  # a power cut may lose what was written before it
+            raise ValueError(
+                f'{folder.path} is damaged: {len(records)} faces written, {len(left_out)} left out, of {len(order)}. '
+                'Delete it and start again.'
+            )
         (folder.path / KEYS).write_bytes(b''.join(bytes.fromhex(key) for key, _ in rows))
         info = dict(
             format=FORMAT,
             version=VERSION,
             images=len(rows),
-            identities=len(RecordSource(faces).identities),
+            identities=len(records.identities),
             skipped=len(left_out),
             mask=described,
             sha256={name: _sha256(folder.path / name) for name in (FACES, KEYS)},

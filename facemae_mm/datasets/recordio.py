@@ -337,15 +337,27 @@ class RecordSource:
             return None
         unsure = _rounding(end)
         first, last = ranges[:, 0].astype(np.int64), ranges[:, 1].astype(np.int64)
-        follow = np.array_equal(first[1:], last[:-1])
-        if not follow or first[0] != 1 or abs(last[-1] - end) > unsure or (first >= last).any():
+        follow = np.array_equal(first[1:], last[:-1]) and (first <= last).all()  # of few images, both may round alike
+        if not follow or first[0] != 1 or abs(last[-1] - end) > unsure:
             return None
-        around = np.arange(-unsure - 1, unsure + 1)  # the last image before a start, and the first from it on
-        starts = np.concatenate([first, [end]])[:, None] - 1 + around  # keys count from 1
-        starts = np.unique(starts.clip(0, end - 2))
-        labels = self._read_labels(starts)
-        gaps = np.diff(starts) > 1
-        return (starts, labels) if (labels[:-1] == labels[1:])[gaps].all() else None
+        bounds = np.concatenate([first, [end]])
+        starts = labels = np.empty(0, np.int64)
+        found = []
+        for begin in range(0, len(bounds), BLOCK):
+            keys = bounds[begin : begin + BLOCK]
+            unsure = _rounding(int(keys[-1]))
+            around = np.arange(-unsure - 1, unsure + 1)  # the last image before a start, and the first from it on
+            images = np.unique((keys[:, None] - 1 + around).clip(0, end - 2))  # keys count from 1
+            images = images[np.searchsorted(images, starts[-1:], 'right')[0] :] if found else images
+            starts = np.concatenate([starts[-1:], images])
+            labels = np.concatenate([labels[-1:], self._read_labels(images)])
+            changes = np.flatnonzero(labels[1:] != labels[:-1]) + 1
+            if (starts[changes] - starts[changes - 1] > 1).any():
+                return None
+            changes = changes if found else np.concatenate([[0], changes])
+            found.append((starts[changes], labels[changes]))
+        starts, labels = (np.concatenate(column) for column in zip(*found))
+        return starts, labels
 
     def _read_labels(self, images: np.ndarray) -> np.ndarray:
         """Own labels of some images, (n,) int64."""

@@ -151,7 +151,7 @@ class ReconstructionExportHook(Hook):
         """img_key → released path; order and names come from the mask secret and carry nothing of the source."""
         faces = list(dataset.names())
         masked = isinstance(dataset.source, MaskedSource)  # keys and names are pseudonyms already
-        identities = sorted({name for _, name in faces}, key=None if masked else self.mask.identity_pseudonym)
+        identities = sorted({name for _, name in faces}, key=int if masked else self.mask.identity_pseudonym)
         label = {name: number for number, name in enumerate(identities)}
         names, count = {}, Counter()
         order = str if masked else self.mask.image_pseudonym
