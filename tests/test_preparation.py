@@ -156,7 +156,7 @@ def test_nothing_of_the_source_travels(tmp_path):
         private = tmp_path / f'{name}.private'
         assert private.stat().st_mode & 0o777 == 0o700
         assert {path.name for path in private.iterdir()} == {'keys.csv', 'report.csv', 'settings.json'}
-        assert all(path.stat().st_mode & 0o777 == 0o600 for path in private.glob('*.csv'))
+        assert all(path.stat().st_mode & 0o777 == 0o600 for path in private.iterdir())
     upright = decode_face(open_faces(tmp_path / 'converted').read(2), 'turned')
     assert np.array_equal(upright, decode_face((tmp_path / 'aligned/Ada/turned.jpg').read_bytes(), 'turned'))
     prepare(tmp_path / 'aligned', tmp_path / 'kept', keep_names=True, keep_metadata=True)
@@ -235,6 +235,22 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path, aligned, records, fault)
     assert files(tmp_path / 'out') == files(tmp_path / 'whole')
     assert files(tmp_path / 'out.private') == files(tmp_path / 'whole.private')
     assert not (tmp_path / 'out.partial').exists()
+
+
+def test_records_lost_in_a_power_cut_are_told(tmp_path, aligned):
+    Dying.die_at = 9
+    child = os.fork()
+    if not child:
+        prepare(aligned, tmp_path / 'out', preparer=Dying, records=True)
+        os._exit(1)
+    os.waitpid(child, 0)
+    records = tmp_path / 'out.partial/train.rec.partial'
+    os.truncate(records, records.stat().st_size - 6000)
+    with pytest.raises(ValueError, match=r'train\.rec\.partial is damaged: it holds \d of 9 images. Delete its folder'):
+        prepare(aligned, tmp_path / 'out', records=True)
+    assert not (tmp_path / 'out').exists()
+    shutil.rmtree(tmp_path / 'out.partial')
+    assert prepare(aligned, tmp_path / 'out', records=True)['faces'] == 12
 
 
 @pytest.mark.parametrize('step', ['ranges written', 'property named', 'index named'])

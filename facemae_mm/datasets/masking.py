@@ -67,6 +67,7 @@ def mask_faces(
     with folder.writing():
         if not faces.exists():
             with RecordWriter(faces, (size, size), resume=True) as writer:
+                writer.flush()  # a file that can be resumed, before the first face takes its time
                 _write(writer, skipped, order, source, masker, workers)
         left_out = {row[0] for row in skipped.rows}
         rows = [(mask.image_pseudonym(key), key) for key in map(source.keys.__getitem__, order) if key not in left_out]

@@ -476,7 +476,7 @@ class RecordWriter:
         rec, idx = self._partials[:2]
         if resume and rec.is_file() and self._finals[1].is_file() and not idx.exists():  # `close` was interrupted
             self._finals[1].replace(idx)
-        go_on = resume and all(partial.is_file() for partial in self._partials[:2])
+        go_on = resume and rec.is_file() and idx.is_file() and idx.stat().st_size > 0
         mode = 'r+b' if go_on else 'w+b'
         self._rec, self._idx = (partial.open(mode, BUFFER) for partial in self._partials[:2])
         self._end = 0  # of the .rec
@@ -513,7 +513,16 @@ class RecordWriter:
         self._idx.flush()
 
     def truncate(self, count: int) -> None:
-        """Drops every image after the first `count`."""
+        """Drops every image after the first `count`.
+
+        Raises:
+            ValueError: Fewer were written: the partial files are damaged, as a power cut may leave them.
+        """
+        if count > self.count:
+            raise ValueError(
+                f'{self._partials[0]} is damaged: it holds {self.count} of {count} images. Delete its folder and start '
+                'again.'
+            )
         self.flush()
         lines = self._partials[1].read_bytes().split(b'\n')[: count + 2]
         offset = int(lines[-1].split(b'\t')[1]) if count < self.count else self._end

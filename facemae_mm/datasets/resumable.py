@@ -50,7 +50,8 @@ class PartialFolder:
                 )
             return
         self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings), encoding='utf-8')
+        with _open_private(file, 'w') as handle:
+            handle.write(json.dumps(settings))
         self.path.mkdir(exist_ok=True)
 
     @contextmanager
