@@ -251,9 +251,8 @@ class RecordSource:
         self._index_path = self.path.with_suffix('.idx')
         self._records = RecordFile(self.path)
         keys, offsets = read_index(self._index_path)
-        beyond = (offsets < 0) | (offsets >= self._records.size)
-        if beyond.any():
-            first = int(beyond.argmax())
+        if offsets.min() < 0 or offsets.max() >= self._records.size:
+            first = int(((offsets < 0) | (offsets >= self._records.size)).argmax())
             raise ValueError(
                 f'{self._index_path}: key {keys[first]} points at byte {offsets[first]}, but '
                 f'{self.path} has {self._records.size} bytes. The .rec is cut off or belongs to '
