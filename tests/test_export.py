@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from tiny import SMALL_FACEMAE, small_recipe, write_faces
 
 from facemae_mm.datasets import FaceMask
-from facemae_mm.engine.reconstruction_export_hook import sha256_file
+from facemae_mm.datasets.resumable import sha256_file
 
 
 def recipe(repository, faces, release, work, **options):

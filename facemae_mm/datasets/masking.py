@@ -1,6 +1,5 @@
 """From a set of faces to its masked dataset: the owner's side of the deployment (section 3.1)."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from .load_face import LoadFace
 from .masked_dataset import FACES, FORMAT, INFO, KEYS, MAX_SIDE, VERSION, MaskedSource, encode_masked
 from .ordered_work import in_order
 from .recordio import RecordSource, RecordWriter
-from .resumable import PartialFolder, RowLog, keys_digest
+from .resumable import PartialFolder, RowLog, keys_digest, sha256_file, write_private
 from .source_keys import COLUMNS
 from .source_keys import TABLE as SOURCE_KEYS
 
@@ -85,10 +84,10 @@ def mask_faces(
             identities=len(records.identities),
             skipped=len(left_out),
             mask=described,
-            sha256={name: _sha256(folder.path / name) for name in (FACES, KEYS)},
+            sha256={name: sha256_file(folder.path / name) for name in (FACES, KEYS)},
         )
         (folder.path / INFO).write_text(json.dumps(info, indent=1) + '\n', encoding='utf-8')
-        folder.write_private(SOURCE_KEYS, [COLUMNS, *rows])
+        write_private(folder.private / SOURCE_KEYS, [COLUMNS, *rows])
         folder.finish()
     stored = sum(path.stat().st_size for path in folder.out.iterdir())
     lost = f', {len(left_out)} faces that could not be read were left out ({folder.private / SKIPPED})' * bool(left_out)
@@ -154,8 +153,3 @@ def _write(
                 writer.write(label, result)
                 writer.flush()
             bar.update()
-
-
-def _sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

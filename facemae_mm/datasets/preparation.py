@@ -23,7 +23,7 @@ from .load_face import LoadFace, decode_face
 from .masked_dataset import MaskedSource
 from .ordered_work import in_order
 from .recordio import RecordWriter
-from .resumable import PartialFolder, RowLog, keys_digest
+from .resumable import PartialFolder, RowLog, keys_digest, write_private
 from .source_keys import COLUMNS as KEY_COLUMNS
 from .source_keys import TABLE as KEYS
 from .verification_bin import VerificationBin
@@ -333,7 +333,7 @@ def _write_tables(folder: PartialFolder, rows: list[list[str]], report: dict) ->
     if not report['records']:
         keys.sort()  # as the folder's own keys
     if not report['keep_names']:
-        folder.write_private(KEYS, [KEY_COLUMNS, *keys])
+        write_private(folder.private / KEYS, [KEY_COLUMNS, *keys])
     elif any(key != source_key for key, source_key in keys):
         with (folder.path / KEYS).open('w', newline='', encoding='utf-8') as file:
             csv.writer(file, lineterminator='\n').writerows([KEY_COLUMNS, *keys])

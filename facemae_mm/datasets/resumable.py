@@ -24,7 +24,7 @@ class PartialFolder:
 
     Attributes:
         path: `OUT.partial`.
-        private: `OUT.private`, of mode 0700.
+        private: `OUT.private`, of mode 0700 where it is made here.
         begun: Whether earlier work goes on.
 
     Raises:
@@ -69,13 +69,6 @@ class PartialFolder:
                 f'{error.strerror or error} (while writing {self.path}). What is finished is kept: free some space, '
                 'and the same command goes on.',
             ) from error
-
-    def write_private(self, name: str, rows: Iterable[Sequence]) -> None:
-        """Writes a table that only the owner can read."""
-        draft = self.private / f'{name}.tmp'
-        with _open_private(draft, 'w') as file:
-            csv.writer(file, lineterminator='\n').writerows(rows)
-        draft.replace(self.private / name)
 
     def log(self, name: str, header: Sequence[str]) -> 'RowLog':
         """A table in `OUT.private` that grows with the work; a new one where no earlier work goes on."""
@@ -125,6 +118,22 @@ class RowLog:
 def _open_private(path: Path, mode: str) -> TextIO:
     """A text file of mode 0600."""
     return open(path, mode, newline='', encoding='utf-8', opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def write_private(path: Path, rows: Iterable[Sequence]) -> None:
+    """Writes a table that only the owner can read: mode 0600, in a folder of mode 0700 where it makes one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f'{path.name}.tmp')
+    draft.unlink(missing_ok=True)
+    with _open_private(draft, 'x') as file:
+        csv.writer(file, lineterminator='\n').writerows(rows)
+    draft.replace(path)
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def keys_digest(keys: Iterable[str]) -> str:

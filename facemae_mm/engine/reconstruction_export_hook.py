@@ -1,9 +1,7 @@
 """Export: the released set of reconstructed faces, with a manifest, and the links that the owner alone keeps."""
 
-import csv
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections import Counter
@@ -22,6 +20,7 @@ from mmpretrain.registry import HOOKS
 
 from ..datasets import FaceMask, FaceRecordDataset
 from ..datasets.masked_dataset import MaskedSource
+from ..datasets.resumable import sha256_file, write_private
 
 MANIFEST_FORMAT = 'facemae-release-1'
 
@@ -47,12 +46,6 @@ it. Leakage: not measured yet. Utility: not measured yet. Distance to the origin
 
 **Licence.** To be stated by the publisher; the licence of the source faces still binds.
 """
-
-
-def sha256_file(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 @HOOKS.register_module()
@@ -220,13 +213,8 @@ class ReconstructionExportHook(Hook):
 
     def _write_links(self, dataset: FaceRecordDataset) -> None:
         """links.csv, readable by its owner alone."""
-        self.private.mkdir(mode=0o700, exist_ok=True)
-        draft = self.private / 'links.csv.tmp'
-        draft.unlink(missing_ok=True)
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w', newline='') as file:
-            writer = csv.writer(file)
-            writer.writerow(['released_path', 'released_label', 'source_key', 'source_label'])
-            for key, identity in dataset.names():
-                path = self.links[key]
-                writer.writerow([path, int(Path(path).parent.name), key, identity])
-        draft.rename(self.private / 'links.csv')
+        rows = [['released_path', 'released_label', 'source_key', 'source_label']]
+        for key, identity in dataset.names():
+            path = self.links[key]
+            rows.append([path, int(Path(path).parent.name), key, identity])
+        write_private(self.private / 'links.csv', rows)
