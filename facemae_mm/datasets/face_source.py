@@ -91,18 +91,20 @@ class ZipSource:
         path: The file.
 
     Raises:
-        ValueError: No or a damaged .zip, no images, or entries that lead out of it, are links, are
-            encrypted or unpack to more than 256 MiB.
+        ValueError: No or a damaged .zip, no images, two entries with one key, or entries that lead
+            out of it, are links, are encrypted, are neither stored nor deflated, or unpack to more
+            than 256 MiB.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file: zipfile.ZipFile | None = None
         self._process = 0
-        entries = {entry.filename: entry for entry in self._own_file().infolist() if entry.filename}
-        names = [name for name in entries if not name.startswith('__MACOSX/') and _image_name(name)]  # folders end in /
-        for name in names:
-            self._check(entries[name])
+        names = []
+        for entry in self._own_file().infolist():
+            if _image_name(entry.filename) and not entry.filename.startswith('__MACOSX/'):  # folders end in /
+                self._check(entry)
+                names.append(entry.filename)
         tops = {name.partition('/')[0] for name in names}
         top = f'{tops.pop()}/' if len(tops) == 1 and all(name.count('/') > 1 for name in names) else ''
         inner = (name.removeprefix(top) for name in names)
@@ -148,6 +150,8 @@ class ZipSource:
             fault = 'is a link or a device'
         elif entry.flag_bits & 1:
             fault = 'is encrypted'
+        elif entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the rest unpack without bound
+            fault = f'is compressed by method {entry.compress_type}, neither stored nor deflated'
         elif entry.file_size > MAX_UNZIPPED:
             fault = f'unpacks to {entry.file_size} bytes, more than {MAX_UNZIPPED >> 20} MiB, which no face needs'
         if fault:

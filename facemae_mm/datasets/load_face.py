@@ -1,6 +1,7 @@
 """From stored bytes to pixels."""
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -17,6 +18,12 @@ FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP', 'PPM', 'TIFF')
 
 #: An image of more pixels is refused before it is decoded.
 MAX_PIXELS = 64_000_000
+
+#: A JPEG of more scans is refused: each passes over all pixels, and takes eleven bytes.
+MAX_SCANS = 100
+
+#: A TIFF of more tags is refused: each may take the whole file's size of memory.
+MAX_TAGS = 100
 
 
 @TRANSFORMS.register_module()
@@ -84,7 +91,7 @@ def decode_face(data: bytes, name: str) -> np.ndarray:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        ValueError: Empty, damaged, of an unknown format, or above 64 megapixels.
+        ValueError: Empty, damaged, of an unknown format, or above 64 megapixels, 100 scans or 100 tags.
     """
     if not data:
         raise ValueError(f'{name} is empty (0 bytes). Copy the image again, or remove it from the set.')
@@ -98,24 +105,27 @@ def decode_face(data: bytes, name: str) -> np.ndarray:
     jpeg = data.startswith(b'\xff\xd8')
     plain_jpeg = jpeg and b'Exif\0' not in data
     try:
-        if plain_jpeg:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        else:  # reads the header alone and decodes nothing
-            with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-                width, height = header.size
-        if width * height > MAX_PIXELS:
+        tags = _num_tags(data)
+        if not tags > MAX_TAGS and _num_pixels(data, jpeg) > MAX_PIXELS:
             raise Image.DecompressionBombError
-        if plain_jpeg:
-            return simplejpeg.decode_jpeg(data, 'BGR')
     except Image.DecompressionBombError:
         raise ValueError(
             f'{name} has more than {MAX_PIXELS // 1_000_000} megapixels, which no face needs. '
             'Remove it from the set, or reduce it first.'
         ) from None
     except Exception as error:  # damaged headers raise nearly anything
-        if not plain_jpeg:
-            raise ValueError(damaged) from error
-        # What simplejpeg refuses, such as CMYK or bytes after the end, is OpenCV's to judge.
+        raise ValueError(damaged) from error
+    scans = data.count(b'\xff\xda') if jpeg else 0
+    for count, limit, what in ((scans, MAX_SCANS, 'scans'), (tags, MAX_TAGS, 'TIFF tags')):
+        if count > limit:
+            raise ValueError(
+                f'{name} has more than {limit} {what}, which no face needs. Remove it from the set, or store it anew.'
+            )
+    if plain_jpeg:
+        try:
+            return simplejpeg.decode_jpeg(data, 'BGR')
+        except Exception:  # what it refuses, such as CMYK or bytes after the end, is OpenCV's to judge
+            pass
     # Before version 5, OpenCV decoded a JPEG that is cut off and left the rest grey.
     cut_off = jpeg and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda')
     try:
@@ -125,6 +135,29 @@ def decode_face(data: bytes, name: str) -> np.ndarray:
     if img is None:
         raise ValueError(damaged)
     return img
+
+
+def _num_tags(data: bytes) -> int:
+    """How many tags a TIFF's first directory has; 0 for other files."""
+    order = {b'II*\0': '<', b'MM\0*': '>', b'II+\0': '<', b'MM\0+': '>'}.get(data[:4])
+    if order is None:
+        return 0
+    big = b'+' in data[:4]
+    (offset,) = struct.unpack_from(order + ('Q' if big else 'I'), data, 8 if big else 4)
+    return struct.unpack_from(order + ('Q' if big else 'H'), data, offset)[0]
+
+
+def _num_pixels(data: bytes, jpeg: bool) -> int:
+    """How many pixels the header promises; nothing is decoded."""
+    if jpeg:
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            return height * width
+        except Exception:  # chroma subsampling that it has no name for, which OpenCV decodes
+            pass
+    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        width, height = header.size
+    return height * width
 
 
 def _three_channels(img: np.ndarray, name: str) -> np.ndarray:

@@ -267,6 +267,8 @@ class RecordSource:
         self._own_labels, self.labels = _renumbered(labels)
         if starts is not None:
             self.labels = np.repeat(self.labels, np.diff(starts, append=len(self._keys)))
+        last = int(offsets.argmax())
+        self._records.end(int(keys[last]), int(offsets[last]))  # may be a range, and cut off
         del self._all_keys, self._all_offsets
         self.identities = [str(label) for label in self._own_labels]
 
@@ -569,9 +571,10 @@ class RecordWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if kind is None:
-            self.close()
-        else:
+        try:
+            if kind is None:
+                self.close()
+        finally:
             self.abandon()
 
     def _frame(self, key: int, data: bytes) -> None:
