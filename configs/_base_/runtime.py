@@ -1,5 +1,6 @@
-# What every recipe of FaceMAE-MM runs on: the plugin itself, hooks, logs.
-custom_imports = dict(imports=['facemae_mm'], allow_failed_imports=False)
+# What every recipe of FaceMAE-MM runs on: the plugin with its hooks, MMEngine's hooks, logs.
+_base_ = './plugin.py'
+
 default_scope = 'mmpretrain'
 
 default_hooks = dict(
@@ -9,10 +10,6 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
-custom_hooks = [
-    dict(type='FaceEpochHook'),  # fresh masks in each epoch
-    dict(type='InvalidLossHook'),  # NaN: stop, say where
-]
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -1,0 +1,7 @@
+# The plugin and its hooks alone, for recipes that take everything else from MMPretrain's.
+custom_imports = dict(imports=['facemae_mm'], allow_failed_imports=False)
+
+custom_hooks = [
+    dict(type='FaceEpochHook'),  # fresh masks in each epoch
+    dict(type='InvalidLossHook'),  # NaN: stop, say where
+]
