@@ -68,7 +68,11 @@ def allow_checkpoint_classes() -> None:
     A Runner's checkpoint holds its logs: `HistoryBuffer`s of NumPy arrays, NumPy scalars, and the buffer's own methods,
     pickled as `getattr(HistoryBuffer, name)`. The name `builtins.getattr` is bound to `history_method`, which knows
     those methods only. Can go when mmengine loads its own checkpoints under torch's default.
+
+    facebookresearch/mae keeps its command line beside the weights, an `argparse.Namespace`, which holds values alone.
     """
+    import argparse
+
     import numpy as np
     import torch
     from mmengine.logging import HistoryBuffer
@@ -76,6 +80,7 @@ def allow_checkpoint_classes() -> None:
     core = (getattr(np, '_core', None) or np.core).multiarray  # NumPy 2 renamed it; files name either
     torch.serialization.add_safe_globals(
         [
+            argparse.Namespace,
             HistoryBuffer,
             (history_method, 'builtins.getattr'),
             np.ndarray,
