@@ -13,11 +13,13 @@ from unittest import mock
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import MODELS, TRANSFORMS
 from mmpretrain.structures import DataSample
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .precision import native_bfloat16
 
 #: What a process takes of its own beside model and activations: 600 MiB at rest, the rest passing buffers (measured).
 PROCESS_BYTES = 1000 * 2**20
@@ -83,10 +85,13 @@ def estimate_memory(config: Config, processes: int = 1) -> MemoryEstimate:
         Exception: Whatever a model raises that cannot run on shapes.
     """
     init_default_scope(config.get('default_scope', 'mmpretrain'))
+    network = dict(config.model)
+    if config.get('data_preprocessor'):
+        network.setdefault('data_preprocessor', config.data_preprocessor)  # as the Runner does
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action='ignore'):
-        with fake:
-            model = MODELS.build(_without_files(config.model))
+        with _OnShapes(fake):
+            model = MODELS.build(_without_files(network))
         two, three = (_kept_for_backward(model, config, fake, samples) for samples in (2, 3))
     per_sample = max(three - two, 1)
 
@@ -204,6 +209,12 @@ def _without_files(model: dict) -> dict:
     return model
 
 
+def _mask_generator(config: Config) -> dict:
+    """The transform of the recipe's pipeline that draws masks for a model of MMPretrain; empty where none does."""
+    pipeline = config.train_dataloader.dataset.get('pipeline', [])
+    return next((step for step in pipeline if step['type'] == 'SimMIMMaskGenerator'), {})
+
+
 def _kept_for_backward(model: torch.nn.Module, config: Config, fake: FakeTensorMode, samples: int) -> int:
     """Bytes that autograd keeps in one forward pass with `samples` samples, parameters of the model apart."""
     own = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -214,9 +225,14 @@ def _kept_for_backward(model: torch.nn.Module, config: Config, fake: FakeTensorM
         kept[storage._cdata] = storage
         return tensor
 
-    size = getattr(model.data_preprocessor, 'size', None) or getattr(model.backbone, 'img_size', FACE_SIZE)
+    size = (
+        getattr(model.data_preprocessor, 'size', None)
+        or _mask_generator(config).get('input_size')
+        or getattr(model.backbone, 'img_size', FACE_SIZE)
+    )
     height, width = (size, size) if isinstance(size, int) else size
-    autocast = config.optim_wrapper.get('type') in ('AutocastOptimWrapper', 'AmpOptimWrapper')
+    wrapper = config.optim_wrapper
+    autocast = wrapper.get('type') == 'AutocastOptimWrapper' and (wrapper.get('emulate') or native_bfloat16('cpu'))
     data_samples = _samples(model, config, samples)
     stay = mock.patch.object(torch.nn.Module, 'to', lambda module, *_, **__: module)  # fake modules cannot move
     with _OnShapes(fake), stay, torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
@@ -232,6 +248,8 @@ def _samples(model: torch.nn.Module, config: Config, number: int) -> list[DataSa
     ratio = next((step.get('mask_ratio', 0.75) for step in pipeline if step['type'] == 'FaceMask'), 0.75)
     patches = getattr(model.backbone, 'num_patches', 0)
     mask = (torch.arange(patches) >= int(patches * (1 - ratio))).to(torch.uint8)
+    if generator := _mask_generator(config):
+        mask = torch.from_numpy(TRANSFORMS.build(generator)({})['mask'])
     samples = [DataSample().set_gt_label(0) for _ in range(number)]
     for sample in samples:
         sample.set_field(mask, 'mask', dtype=torch.Tensor)

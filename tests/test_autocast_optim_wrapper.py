@@ -3,12 +3,12 @@
 import torch
 from mmpretrain.registry import OPTIM_WRAPPERS
 
-import facemae_mm  # noqa: F401  registers the wrapper
+from facemae_mm.engine import autocast_optim_wrapper
 
 
-def build(model, **options):
+def build(model, emulate=True, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    return OPTIM_WRAPPERS.build(dict(type='AutocastOptimWrapper', optimizer=optimizer, **options))
+    return OPTIM_WRAPPERS.build(dict(type='AutocastOptimWrapper', optimizer=optimizer, emulate=emulate, **options))
 
 
 def test_forward_is_bfloat16_and_everything_kept_is_float32():
@@ -49,3 +49,16 @@ def test_gradients_accumulate():
             loss = model(torch.ones(1, 2)).float().mean()
         wrapper.update_params(loss)
         assert torch.equal(model.weight, before) == (step == 0)
+
+
+def test_a_device_without_bfloat16_trains_in_float32_and_says_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(autocast_optim_wrapper, 'print_log', lambda message, **_: said.append(message))
+    model = torch.nn.Linear(4, 4)
+    for native, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(autocast_optim_wrapper, 'native_bfloat16', lambda device, native=native: native)
+        wrapper = build(model, emulate=False)
+        for _ in range(2):
+            with wrapper.optim_context(model):
+                assert model(torch.ones(1, 4)).dtype == dtype
+    assert said == ['This cpu does not multiply bfloat16: training runs in float32.']

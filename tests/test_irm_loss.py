@@ -8,9 +8,10 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModule
 from mmpretrain.models import MAEPretrainHead
 from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 from torch import nn
 
-import facemae_mm  # noqa: F401  registers the components
+from facemae_mm.datasets import HashFace
 from facemae_mm.models import IRMLoss
 
 MEAN, STD = (120.0, 110.0, 100.0), (60.0, 55.0, 50.0)
@@ -132,7 +133,8 @@ def test_phi_is_outside_its_owner():
         model.train()
         head.loss(tokens(images(0)).requires_grad_(), target, torch.ones(6, 16)).backward()
         assert not model.state_dict() and not list(model.parameters())
-    network = head.loss_module.phi.backbone
+    (phi,) = head.loss_module.phis
+    network = phi.backbone
     assert torch.equal(network.weight, TinyPhi().weight)
     assert network.weight.grad is None and not network.training
 
@@ -152,6 +154,13 @@ def test_terms_reach_the_log():
     scalars = MessageHub.get_current_instance().log_scalars
     assert scalars['train/irm_n'].current() == 6
     assert all(scalars[f'train/irm_{name}'].current() > 0 for name in ('im', 'rm', 'mse'))
+    weight = TinyPhi().weight.detach()
+    scale, shift = torch.tensor(STD).view(3, 1, 1), torch.tensor(MEAN).view(3, 1, 1)
+    f_hat, f = (torch.tanh(((x * scale + shift) / 255 - 0.5).flatten(1) @ weight.T) for x in (images(0), images(1)))
+    cosine = torch.tensor([[torch.cosine_similarity(a, b, 0) for b in f] for a in f_hat])
+    assert scalars['train/phi_similarity'].current() == pytest.approx(cosine.diagonal().mean().item(), abs=1e-5)
+    own = sum(int(row.argmax()) == i for i, row in enumerate(cosine))
+    assert scalars['train/leak_top1'].current() == pytest.approx(own / 6)
     assert not any('loss' in name for name in scalars if 'irm' in name)
 
 
@@ -181,3 +190,90 @@ def test_what_cannot_be_matched_is_refused():
         IRMLoss(PHI, patch_size=8)(tokens(images(0)), tokens(images(1)))
     with pytest.raises(ValueError, match='weights must be'):
         IRMLoss(PHI, beta=-1)
+
+
+@MODELS.register_module()
+class OtherPhi(TinyPhi):
+    """Another embedder of another dimension."""
+
+    embedding_dim = 7
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(7, 3 * 16 * 16, generator=torch.Generator().manual_seed(4)) / 28)
+
+
+@pytest.mark.filterwarnings('ignore:FaceEmbedder. OtherPhi has no checkpoint')
+def test_several_phi_are_weighted():
+    other = dict(type='FaceEmbedder', backbone=dict(type='OtherPhi'))
+    options = dict(mean=MEAN, std=STD, beta=0.7)
+    one, two = (IRMLoss(phi, **options)(images(0), images(1)) for phi in (PHI, other))
+    both = IRMLoss([PHI, other], phi_coefficients=[2.0, 0.5], **options)(images(0), images(1))
+    torch.testing.assert_close(both, 2 * one + 0.5 * two)
+    mean = IRMLoss([PHI, other], **options)(images(0), images(1))
+    torch.testing.assert_close(mean, (one + two) / 2)
+    with pytest.raises(ValueError, match='a weight ≥ 0 for each of 2 φ'):
+        IRMLoss([PHI, other], phi_coefficients=[1.0])
+
+
+def samples(pictures, flips=(), first=0):
+    """Data samples as PackInputs makes them behind HashFace."""
+    made = []
+    for i, picture in enumerate(pictures):
+        digest = HashFace()(dict(img=picture.numpy()))['img_digest']
+        made.append(DataSample(metainfo=dict(sample_idx=first + i, flip=i in flips, img_digest=digest)))
+    return made
+
+
+class CountedPhi:
+    """Counts the faces that go through φ."""
+
+    def __init__(self, loss):
+        self.faces = 0
+        (phi,) = loss.embedders()
+        phi.register_forward_hook(lambda module, inputs, outputs: self.count(len(inputs[0])))
+
+    def count(self, faces):
+        self.faces += faces
+
+
+def test_the_cache_gives_the_same_loss_and_knows_faces_by_their_pixels(tmp_path):
+    options = dict(mean=MEAN, std=STD)
+    plain, cached = IRMLoss(PHI, **options), IRMLoss(PHI, cache=str(tmp_path / 'cache'), **options)
+    counted, pred, target = CountedPhi(cached), images(0), images(1)
+    expected = plain(pred, target)
+    for seen in (12, 18, 24):  # the first time originals too, then reconstructions alone
+        assert cached(pred, target, None, samples(target)) == expected
+        assert counted.faces == seen
+    assert cached(pred, target) == expected and counted.faces == 36  # no samples, no cache
+    counted.faces = 0
+    changed = target.clone()
+    changed[2] += 0.5  # another face under an old number, and one that was never seen flipped
+    assert cached(pred, changed, None, samples(changed, flips=[4])) == plain(pred, changed)
+    assert counted.faces == 12
+    assert cached(pred, changed, None, samples(changed, flips=[4])) == plain(pred, changed)
+    assert counted.faces == 18
+    anew = IRMLoss(PHI, cache=str(tmp_path / 'cache'), **options)  # another process, or the run gone on with
+    counted = CountedPhi(anew)
+    assert anew(pred, changed, None, samples(changed, flips=[4])) == plain(pred, changed) and counted.faces == 6
+
+
+def test_the_cache_is_the_owners_and_survives_what_breaks(tmp_path):
+    loss = IRMLoss(PHI, mean=MEAN, std=STD, cache=str(tmp_path / 'cache'))
+    pred, target = images(0), images(1)
+    expected = loss(pred, target, None, samples(target))
+    (file,) = (tmp_path / 'cache').iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+    data, size = file.read_bytes(), 16 + 4 + 4 * 5
+    assert len(data) == 2 * 5 * size + size
+    for broken in (
+        data[:-3],
+        data[: 2 * size + 30] + bytes(8) + data[2 * size + 38 :],
+        b'',
+        data[:7] + b'x' + data[8:],
+    ):
+        file.write_bytes(broken)
+        assert loss(pred, target, None, samples(target)) == expected
+        assert file.read_bytes() == data  # what was lost is there again
+    with pytest.raises(ValueError, match=r"lacks. Put dict\(type='HashFace'\) before PackInputs"):
+        loss(pred, target, None, [DataSample()] * 6)

@@ -3,6 +3,7 @@
 from .face_dataset import FaceRecordDataset
 from .face_mask import FaceMask
 from .face_source import FaceSource, open_faces
+from .hash_face import HashFace
 from .load_face import LoadFace
 from .verification_pairs import VerificationPairs
 
@@ -10,6 +11,7 @@ __all__ = [
     'FaceMask',
     'FaceRecordDataset',
     'FaceSource',
+    'HashFace',
     'LoadFace',
     'VerificationPairs',
     'open_faces',

@@ -6,6 +6,8 @@ from mmpretrain.models import MAE
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
+from .irm_loss import IRMLoss
+
 
 @MODELS.register_module()
 class FaceMAE(MAE):
@@ -42,7 +44,9 @@ class FaceMAE(MAE):
         """Loss of a batch (N, 3, H, W) of normalised images, whose samples carry their masks."""
         mask = self.stack_masks(data_samples)
         tokens = self.reconstruct(inputs, mask)
-        return dict(loss=self.head.loss(tokens, inputs, mask.to(inputs.dtype)))
+        target = self.head.construct_target(inputs)
+        known = [data_samples] if isinstance(self.head.loss_module, IRMLoss) else []
+        return dict(loss=self.head.loss_module(tokens, target, mask.to(inputs.dtype), *known))
 
     def predict(self, inputs: torch.Tensor, data_samples: list[DataSample]) -> list[DataSample]:
         """Sets `reconstruction` of each sample: (3, output_size, output_size) uint8, RGB.

@@ -1,11 +1,18 @@
 """L_dc of Eq. 2: instance relation matching in the feature space of a frozen φ."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.distributed as dist
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModule
 from mmpretrain.models import PixelReconstructionLoss
 from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from .feature_cache import FeatureCache
 
 EPS = 1e-12
 
@@ -14,19 +21,19 @@ class _GatherRows(torch.autograd.Function):
     """Rows of all processes; the gradient of each row comes from the losses of all of them."""
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, rows: Tensor) -> Tensor:
         gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, rows.contiguous())
         return torch.cat(gathered)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)  # DDP's mean over processes divides by what this sums
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def row_distance(a: torch.Tensor, b: torch.Tensor, squared: bool = False) -> torch.Tensor:
+def row_distance(a: Tensor, b: Tensor, squared: bool = False) -> Tensor:
     """Δ of Eq. 2: mean over i of ‖a_i − b_i‖₂, rows (N, D), or of its square.
 
     Paper gap: 'averaged pairwise Euclidean distance' is read as a distance row by row. 1e-12 under the root keeps the
@@ -41,9 +48,13 @@ class IRMLoss(BaseModule):
     """Instance relation matching, L = w_im · Δ(F, F̂) + β · Δ(FFᵀ, F̂F̂ᵀ) + w_mse · MSE (Eq. 2, Table 2).
 
     F = φ(original) and F̂ = φ(reconstruction) are (N, D), L2-normalised row by row unless `normalize` is off. Called
-    as MMPretrain's heads call `PixelReconstructionLoss`. The gradient goes through F̂ alone; φ and the loss run in
-    float32 under any autocast. The terms, unweighted, go to MessageHub as `train/irm_im`, `train/irm_rm`,
-    `train/irm_mse`, with the rows related as `train/irm_n`.
+    as MMPretrain's heads call `PixelReconstructionLoss`. The gradient goes through F̂ alone; the loss runs in float32
+    under any autocast, and so does φ unless its own `precision` says otherwise.
+
+    To MessageHub, and so to every log, go the terms, unweighted, as `train/irm_im`, `train/irm_rm`, `train/irm_mse`;
+    the rows related as `train/irm_n`; `train/phi_similarity`, the mean cosine of a reconstruction and its original; and
+    `train/leak_top1`, a quick probe of leakage: the share of reconstructions whose nearest of these N originals is
+    their own (chance 1 / N).
 
     Paper gap: N is the batch of one process. The distance of relation rows grows as √N, so a β belongs to an N: with
     another N than the paper's 256, β · √(256 / N) weighs the same.
@@ -51,7 +62,8 @@ class IRMLoss(BaseModule):
     Args:
         phi: Config of φ, a `FaceEmbedder`, which keeps itself out of the model's parameters, checkpoints and copies.
             Built at the first use, so that a model predicts where φ's weights are absent; its SHA-256 goes to
-            MessageHub as `phi_sha256`, and so into every checkpoint. None where MSE alone has weight.
+            MessageHub as `phi_sha256`, and so into every checkpoint. A list takes several. None where MSE alone has
+            weight.
         beta: β, weight of relation matching, ≥ 0.
         im_weight: Weight of instance matching, ≥ 0.
         mse_weight: Weight of the mean squared error, normalised units, ≥ 0.
@@ -64,14 +76,18 @@ class IRMLoss(BaseModule):
         squared: Squared distances in both terms.
         scale_relations: Divide the relation term by √N (by N where `squared`).
         gather: Relate the faces of all processes, with gradient; else those of one process.
+        phi_coefficients: Of several φ, the weight of each one's terms, ≥ 0; equal and 1 in all by default.
+        cache: Folder in which φ(original) is kept once computed, for models that hand their samples over (`FaceMAE`):
+            see `FeatureCache`. It pays where faces come again as they were, flips apart.
 
     Raises:
-        ValueError: A weight below 0 or none above it, terms that need a φ without one, or an unknown channel order.
+        ValueError: A weight below 0 or none above it, terms that need a φ without one, as many weights as there are no
+            φ, or an unknown channel order.
     """
 
     def __init__(
         self,
-        phi: dict | None,
+        phi: dict | Sequence[dict] | None,
         beta: float = 1.0,
         im_weight: float = 1.0,
         mse_weight: float = 0.0,
@@ -84,17 +100,27 @@ class IRMLoss(BaseModule):
         squared: bool = False,
         scale_relations: bool = False,
         gather: bool = False,
+        phi_coefficients: Sequence[float] | None = None,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         weights = dict(im_weight=im_weight, beta=beta, mse_weight=mse_weight)
         if min(weights.values()) < 0 or max(weights.values()) == 0:
             raise ValueError(f'IRMLoss: weights must be ≥ 0 and one of them above, not {weights}.')
-        if phi is None and (im_weight or beta):
+        self.phi_cfgs = [] if phi is None else [phi] if isinstance(phi, dict) else list(phi)
+        if not self.phi_cfgs and (im_weight or beta):
             raise ValueError('IRMLoss: instance and relation matching need a φ. Set phi, or im_weight=0 and beta=0.')
+        if phi_coefficients is None:
+            phi_coefficients = [1 / len(self.phi_cfgs) for _ in self.phi_cfgs]
+        elif len(phi_coefficients) != len(self.phi_cfgs) or min(phi_coefficients) < 0 or max(phi_coefficients) == 0:
+            raise ValueError(
+                f'IRMLoss: phi_coefficients must be a weight ≥ 0 for each of {len(self.phi_cfgs)} φ, '
+                f'one of them above 0, not {phi_coefficients}.'
+            )
         if channel_order not in ('rgb', 'bgr'):
             raise ValueError(f"IRMLoss: channel_order is 'rgb' or 'bgr', not {channel_order!r}.")
-        self.phi_cfg = phi
-        self.phi = None
+        self.phi_coefficients = list(phi_coefficients)
+        self.phis = None
         self.beta = beta
         self.im_weight = im_weight
         self.mse_weight = mse_weight
@@ -108,8 +134,16 @@ class IRMLoss(BaseModule):
         self.squared = squared
         self.scale_relations = scale_relations
         self.gather = gather
+        self.cache = cache
+        self._caches = {}
 
-    def forward(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        mask: Tensor | None = None,
+        data_samples: Sequence[DataSample] | None = None,
+    ) -> Tensor:
         """Weighted sum of the terms.
 
         Args:
@@ -117,6 +151,7 @@ class IRMLoss(BaseModule):
                 (N, 3, H, W).
             target: Original, of the same shape.
             mask: 1 = removed: (N, L) for tokens, (N, 1, H, W) or (N, H, W) for images. Only MSE looks at it.
+            data_samples: N samples, by which `cache` knows the originals; without them it is not used.
 
         Returns:
             Scalar, float32.
@@ -135,41 +170,78 @@ class IRMLoss(BaseModule):
                 self._refuse_normalised(target)
             terms = dict(mse=self._pixel_error(pred, target, mask))
             if self.im_weight or self.beta:
-                terms.update(self._match(self._images(pred), self._images(target)))
+                faces, originals = self._images(pred), lambda: self._images(target)
+                terms |= self._match(faces, originals, data_samples if self.cache else None)
             self._publish(terms)
             weights = dict(im=self.im_weight, rm=self.beta, mse=self.mse_weight)
             return sum(weights[name] * term for name, term in terms.items() if weights[name])
 
-    def _match(self, reconstructed: torch.Tensor, original: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Instance and relation matching of images (N, 3, H, W), RGB in [0, 255]."""
-        with torch.no_grad():
-            f = self._embed(original)
-        f_hat = self._embed(reconstructed)
-        if self.normalize:
-            f, f_hat = (torch.nn.functional.normalize(x, dim=1) for x in (f, f_hat))
-        if self.gather and dist.is_initialized():
-            f, f_hat = _GatherRows.apply(f), _GatherRows.apply(f_hat)
-        n = len(f)
-        if self.beta and n < 2:
-            raise ValueError(
-                f'IRMLoss: relation matching needs two faces or more, not {n}. '
-                'Raise the batch size, set drop_last=True, or set beta=0.'
-            )
-        rm = row_distance(f_hat @ f_hat.T, f @ f.T, self.squared)
-        if self.scale_relations:
-            rm = rm / (n if self.squared else n**0.5)
-        MessageHub.get_current_instance().update_scalar('train/irm_n', n)
-        return dict(im=row_distance(f_hat, f, self.squared), rm=rm)
-
-    def _embed(self, faces: torch.Tensor) -> torch.Tensor:
-        """φ: (N, 3, H, W), RGB in [0, 255] → (N, D)."""
-        if self.phi is None:
+    def embedders(self, device: torch.device | str = 'cpu') -> Sequence[nn.Module]:
+        """Every φ, built at the first call."""
+        if self.phis is None:
             with torch.random.fork_rng():  # building draws numbers, which training must not notice
-                self.phi = MODELS.build(self.phi_cfg).to(faces.device)
-            MessageHub.get_current_instance().update_info('phi_sha256', self.phi.sha256)
-        return self.phi(faces)[-1]
+                self.phis = nn.ModuleList(MODELS.build(cfg) for cfg in self.phi_cfgs).to(device)
+            MessageHub.get_current_instance().update_info('phi_sha256', ', '.join(str(phi.sha256) for phi in self.phis))
+        return self.phis
 
-    def _pixel_error(self, pred: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _match(
+        self, faces: Tensor, originals: Callable[[], Tensor], data_samples: Sequence[DataSample] | None
+    ) -> dict[str, Tensor]:
+        """Instance and relation matching in the space of every φ; images (N, 3, H, W), RGB in [0, 255]."""
+        terms = dict(im=0.0, rm=0.0)
+        similarity, leak = 0.0, 0.0
+        for phi, weight in zip(self.embedders(faces.device), self.phi_coefficients, strict=True):
+            f = self._original_features(phi, originals, data_samples, faces)
+            f_hat = phi(faces)[-1]
+            if self.normalize:
+                f, f_hat = normalize(f, dim=1), normalize(f_hat, dim=1)
+            if self.gather and dist.is_initialized():
+                f, f_hat = _GatherRows.apply(f), _GatherRows.apply(f_hat)
+            n = len(f)
+            if self.beta and n < 2:
+                raise ValueError(
+                    f'IRMLoss: relation matching needs two faces or more, not {n}. '
+                    'Raise the batch size, set drop_last=True, or set beta=0.'
+                )
+            rm = row_distance(f_hat @ f_hat.T, f @ f.T, self.squared)
+            if self.scale_relations:
+                rm = rm / (n if self.squared else n**0.5)
+            terms['im'] = terms['im'] + weight * row_distance(f_hat, f, self.squared)
+            terms['rm'] = terms['rm'] + weight * rm
+            with torch.no_grad():
+                cosine = normalize(f_hat, dim=1) @ normalize(f, dim=1).T  # (N, N): reconstructions × originals
+                similarity += weight * cosine.diagonal().mean()
+                own = torch.arange(n, device=cosine.device)
+                leak = max(leak, (cosine.argmax(1) == own).float().mean())  # of the best-informed φ
+        hub = MessageHub.get_current_instance()
+        hub.update_scalar('train/irm_n', n)
+        hub.update_scalar('train/phi_similarity', similarity / sum(self.phi_coefficients))
+        hub.update_scalar('train/leak_top1', leak)
+        return terms
+
+    @torch.no_grad()
+    def _original_features(
+        self,
+        phi: nn.Module,
+        originals: Callable[[], Tensor],
+        data_samples: Sequence[DataSample] | None,
+        like: Tensor,
+    ) -> Tensor:
+        """φ(original), (N, D), raw: from the cache where all are in it."""
+        if data_samples is None:
+            return phi(originals())[-1]
+        if phi not in self._caches:
+            depends_on = f'{phi.fingerprint()} {tuple(like.shape[1:])}'
+            self._caches[phi] = FeatureCache(self.cache, depends_on, phi.embedding_dim)
+        cache = self._caches[phi]
+        features, known = cache.read(data_samples)
+        if not known.all():
+            fresh = phi(originals())[-1]  # the whole batch, so that what a row gives depends on nothing kept before
+            cache.write(data_samples, fresh.cpu(), ~known)
+            features = torch.where(known[:, None], features, fresh.cpu())
+        return features.to(like.device)
+
+    def _pixel_error(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Mean squared error over removed pixels; over all where visible ones count or no mask is given."""
         if self.mse_visible:
             mask = None
@@ -177,7 +249,7 @@ class IRMLoss(BaseModule):
             mask = mask.reshape(len(mask), 1, *mask.shape[-2:]).expand_as(pred)
         return self.pixel_loss(pred, target, mask)
 
-    def _images(self, x: torch.Tensor) -> torch.Tensor:
+    def _images(self, x: Tensor) -> Tensor:
         """Tokens or images, normalised → (N, 3, H, W), RGB in [0, 255], not clamped."""
         if x.ndim == 3:
             n, side, p = len(x), round(x.shape[1] ** 0.5), self.patch_size
@@ -192,7 +264,7 @@ class IRMLoss(BaseModule):
         return x if self.channel_order == 'rgb' else x.flip(1)
 
     @staticmethod
-    def _refuse_normalised(target: torch.Tensor) -> None:
+    def _refuse_normalised(target: Tensor) -> None:
         """Patch-normalised targets are no images: every token has mean 0 and variance 1."""
         if (target.mean(-1).abs() < 1e-3).all() and ((target.var(-1) - 1).abs() < 1e-3).all():
             raise ValueError(
@@ -201,7 +273,7 @@ class IRMLoss(BaseModule):
             )
 
     @staticmethod
-    def _publish(terms: dict[str, torch.Tensor]) -> None:
+    def _publish(terms: dict[str, Tensor]) -> None:
         """Hands the terms to MMEngine's log; names without 'loss', which the runner would add to the total."""
         hub = MessageHub.get_current_instance()
         for name, term in terms.items():

@@ -13,6 +13,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from ...alignment import ARCFACE_SIZE, ARCFACE_TEMPLATE, similarity_transform
+from ...precision import native_bfloat16
+from .frozen_layers import freeze_layers
 
 PACKAGE = 'package:'
 
@@ -137,7 +139,9 @@ class FaceEmbedder(nn.Module):
     Faces are resized to 112 (bilinear, align_corners=False, no antialias: of 224 the mean of 2×2),
     taken to the network's own template by a fixed similarity, and normalised; the gradient flows to
     the faces. A network without a template of its own gets them resized straight to its input size.
-    Everything runs in float32, whatever autocast says.
+    Everything runs in float32, whatever autocast says, but for the network itself where `precision`
+    is 'bfloat16'. Its convolutions run channels-last and keep nothing that only training would need
+    (`freeze_layers`).
 
     The network is no child module. So it stays as it was loaded, in eval mode, whatever a model
     around it does (`train`, `init_weights`, `half`), and is in none of that model's parameters,
@@ -156,6 +160,8 @@ class FaceEmbedder(nn.Module):
         channel_order: In place of the declared one ('bgr' for AdaFace's and CVLface's weights).
         mean: In place of the declared one.
         std: In place of the declared one.
+        precision: 'float32', or 'bfloat16' to run the network under autocast where the device
+            multiplies bfloat16 itself; elsewhere that is float32 too.
 
     Attributes:
         sha256: SHA-256 of the checkpoint's file, hexadecimal; None without one.
@@ -175,8 +181,12 @@ class FaceEmbedder(nn.Module):
         channel_order: str | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        precision: str = 'float32',
     ) -> None:
         super().__init__()
+        if precision not in ('float32', 'bfloat16'):
+            raise ValueError(f"FaceEmbedder: precision {precision!r} is neither 'float32' nor 'bfloat16'.")
+        self.precision = precision
         if not isinstance(backbone, nn.Module):
             backbone = MODELS.build(backbone)
         name = type(backbone).__name__
@@ -204,7 +214,8 @@ class FaceEmbedder(nn.Module):
             self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             read = getattr(backbone, 'read_checkpoint', read_torch_checkpoint)
             load_strictly(backbone, read(path), path)
-        self._backbone = (backbone.requires_grad_(False).eval(),)  # in a tuple: no child module
+        backbone = freeze_layers(backbone.requires_grad_(False).eval()).to(memory_format=torch.channels_last)
+        self._backbone = (backbone,)  # in a tuple: no child module
         mean, std = mean or backbone.mean, std or backbone.std
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
@@ -230,6 +241,14 @@ class FaceEmbedder(nn.Module):
 
     def extra_repr(self) -> str:
         return f'{type(self.backbone).__name__}, checkpoint={self.checkpoint}, sha256={self.sha256}'
+
+    def fingerprint(self) -> str:
+        """SHA-256, hexadecimal, of all that an embedding depends on: weights, alignment, normalisation, precision."""
+        digest = hashlib.sha256(f'{type(self.backbone).__name__} {self.channel_order} {self.precision}'.encode())
+        for name, tensor in (*self.backbone.state_dict().items(), *self.named_buffers()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def align(self, faces: torch.Tensor) -> torch.Tensor:
         """Brings faces to the network's size and template.
@@ -267,4 +286,8 @@ class FaceEmbedder(nn.Module):
             faces = self.align(faces.float())
             if self.channel_order == 'bgr':
                 faces = faces.flip(1)
-            return (self.backbone((faces - self.mean) / self.std)[-1],)
+            faces = ((faces - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            low = self.precision == 'bfloat16' and native_bfloat16(faces.device)
+            with torch.autocast(faces.device.type, torch.bfloat16, enabled=low):
+                embedding = self.backbone(faces)[-1]
+            return (embedding.float(),)
