@@ -64,7 +64,7 @@ def gradients(rank, processes, model_cfg, port, out):
 def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(repository, tmp_path, phi_weights, loss):
     small = {key: value for key, value in SMALL_FACEMAE.items() if key.startswith('model.')}
     cfg = small_recipe(repository, 'facemae_vitb_webface', phi_weights=str(phi_weights), **small)
-    cfg.model.head.loss.update(loss)
+    cfg.model.head.loss.update(loss, cache=None)
     one, two = tmp_path / 'one.pth', tmp_path / 'two.pth'
     gradients(0, 1, cfg.model, 0, one)
     mp.spawn(gradients, (2, cfg.model, free_port(), two), nprocs=2)
@@ -77,6 +77,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(repository
 
 def dist_train(repository, faces, phi_weights, work, processes, *flags, **options):
     small = SMALL_FACEMAE | dict(train_faces=str(faces), phi_weights=str(phi_weights)) | options
+    small |= dict(phi_cache=str(work / 'phi_features'))
     command = ['bash', 'tools/dist_train.sh', 'configs/facemae_vitb_webface.py', str(processes)]
     command += ['--work-dir', str(work), *flags, '--cfg-options', *cfg_options(small)]
     bin_folder = os.path.dirname(sys.executable)

@@ -237,9 +237,16 @@ class CountedPhi:
         self.faces += faces
 
 
-def test_the_cache_gives_the_same_loss_and_knows_faces_by_their_pixels(tmp_path):
+@pytest.fixture
+def stored_phi(tmp_path):
+    """A φ that comes from a file, as what is cached must."""
+    torch.save(TinyPhi().state_dict(), tmp_path / 'phi.pth')
+    return dict(PHI, checkpoint=tmp_path / 'phi.pth')
+
+
+def test_the_cache_gives_the_same_loss_and_knows_faces_by_their_pixels(stored_phi, tmp_path):
     options = dict(mean=MEAN, std=STD)
-    plain, cached = IRMLoss(PHI, **options), IRMLoss(PHI, cache=str(tmp_path / 'cache'), **options)
+    plain, cached = IRMLoss(stored_phi, **options), IRMLoss(stored_phi, cache=str(tmp_path / 'cache'), **options)
     counted, pred, target = CountedPhi(cached), images(0), images(1)
     expected = plain(pred, target)
     for seen in (12, 18, 24):  # the first time originals too, then reconstructions alone
@@ -253,13 +260,13 @@ def test_the_cache_gives_the_same_loss_and_knows_faces_by_their_pixels(tmp_path)
     assert counted.faces == 12
     assert cached(pred, changed, None, samples(changed, flips=[4])) == plain(pred, changed)
     assert counted.faces == 18
-    anew = IRMLoss(PHI, cache=str(tmp_path / 'cache'), **options)  # another process, or the run gone on with
+    anew = IRMLoss(stored_phi, cache=str(tmp_path / 'cache'), **options)  # another process, or the run gone on with
     counted = CountedPhi(anew)
     assert anew(pred, changed, None, samples(changed, flips=[4])) == plain(pred, changed) and counted.faces == 6
 
 
-def test_the_cache_is_the_owners_and_survives_what_breaks(tmp_path):
-    loss = IRMLoss(PHI, mean=MEAN, std=STD, cache=str(tmp_path / 'cache'))
+def test_the_cache_is_the_owners_and_survives_what_breaks(stored_phi, tmp_path):
+    loss = IRMLoss(stored_phi, mean=MEAN, std=STD, cache=str(tmp_path / 'cache'))
     pred, target = images(0), images(1)
     expected = loss(pred, target, None, samples(target))
     (file,) = (tmp_path / 'cache').iterdir()
@@ -275,5 +282,7 @@ def test_the_cache_is_the_owners_and_survives_what_breaks(tmp_path):
         file.write_bytes(broken)
         assert loss(pred, target, None, samples(target)) == expected
         assert file.read_bytes() == data  # what was lost is there again
+    IRMLoss(PHI, mean=MEAN, std=STD, cache=str(tmp_path / 'none'))(pred, target, None, samples(target))
+    assert not (tmp_path / 'none').exists()  # a random φ is another one in the next run
     with pytest.raises(ValueError, match=r"lacks. Put dict\(type='HashFace'\) before PackInputs"):
         loss(pred, target, None, [DataSample()] * 6)

@@ -61,9 +61,8 @@ def test_mae_and_facemae_of_the_paper_train(run):
     assert runner.iter == 2 and runner.model.head.norm_pix is False
     torch.manual_seed(0)
     torch.save(MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), run.folder / 'phi.pth')
-    runner, _ = run(
-        'facemae_vitb_webface', True, train_faces=run.faces, phi_weights=str(run.folder / 'phi.pth'), **SMALL_FACEMAE
-    )
+    files = dict(phi_weights=str(run.folder / 'phi.pth'), phi_cache=str(run.folder / 'features'))
+    runner, _ = run('facemae_vitb_webface', True, train_faces=run.faces, **files, **SMALL_FACEMAE)
     scalars = runner.message_hub.log_scalars
     assert scalars['train/irm_n'].current() == 8 and scalars['train/irm_im'].current() > 0
 

@@ -20,7 +20,8 @@ train_dataloader = dict(
             dict(type='LoadFace', size=112),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='FaceMask', patch_size=8, mask_ratio=0.75, seed=0),  # 8 of 112 is 16 of 224
-            dict(type='PackInputs', meta_keys=('img_key',)),
+            dict(type='HashFace'),  # by which IRMLoss's cache knows a face
+            dict(type='PackInputs', meta_keys=('img_key', 'sample_idx', 'flip', 'img_digest')),
         ],
     ),
 )

@@ -78,7 +78,7 @@ class IRMLoss(BaseModule):
         gather: Relate the faces of all processes, with gradient; else those of one process.
         phi_coefficients: Of several φ, the weight of each one's terms, ≥ 0; equal and 1 in all by default.
         cache: Folder in which φ(original) is kept once computed, for models that hand their samples over (`FaceMAE`):
-            see `FeatureCache`. It pays where faces come again as they were, flips apart.
+            see `FeatureCache`. It pays where faces come again as they were, flips apart. A φ without file has none.
 
     Raises:
         ValueError: A weight below 0 or none above it, terms that need a φ without one, as many weights as there are no
@@ -228,7 +228,7 @@ class IRMLoss(BaseModule):
         like: Tensor,
     ) -> Tensor:
         """φ(original), (N, D), raw: from the cache where all are in it."""
-        if data_samples is None:
+        if data_samples is None or phi.sha256 is None:  # random, and so another one in each run
             return phi(originals())[-1]
         if phi not in self._caches:
             depends_on = f'{phi.fingerprint()} {tuple(like.shape[1:])}'
