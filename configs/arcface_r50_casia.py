@@ -32,7 +32,7 @@ train_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='ResumableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='FaceRecordDataset',
@@ -74,6 +74,6 @@ param_scheduler = [  # 34 epochs, one of warm-up, ×0.1 at 20, 28 and 32
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=1, convert_to_iter_based=True),
     dict(type='MultiStepLR', milestones=[20, 28, 32], gamma=0.1),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=34)
+train_cfg = dict(type='ResumableTrainLoop', max_epochs=34)
 val_cfg = dict()
 test_cfg = dict()

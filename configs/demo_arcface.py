@@ -22,7 +22,7 @@ train_dataloader = dict(
     batch_size=64,
     num_workers=0,
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='ResumableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='FaceRecordDataset',
@@ -60,4 +60,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=4, convert_to_iter_based=True),
     dict(type='PolyLR', power=1, eta_min=0, begin=4, end=60, convert_to_iter_based=True),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=60)
+train_cfg = dict(type='ResumableTrainLoop', max_epochs=60)

@@ -34,4 +34,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=2, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=78, eta_min=1e-5, begin=2, end=80, convert_to_iter_based=True),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=80)
+train_cfg = dict(type='ResumableTrainLoop', max_epochs=80)

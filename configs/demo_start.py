@@ -19,4 +19,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=39, eta_min=1e-5, begin=1, end=40, convert_to_iter_based=True),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40)
+train_cfg = dict(type='ResumableTrainLoop', max_epochs=40)

@@ -43,4 +43,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, begin=0, end=40, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=160, begin=40, end=200, convert_to_iter_based=True),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=200)
+train_cfg = dict(type='ResumableTrainLoop', max_epochs=200)

@@ -1,5 +1,6 @@
 """Workarounds for the versions of the libraries below this one; each can go by itself, as its docstring says."""
 
+import functools
 import importlib.util
 import warnings
 from pathlib import Path
@@ -20,6 +21,8 @@ def apply() -> None:
     check_packages()
     silence_warnings()
     allow_checkpoint_classes()
+    drop_scope_of_collate_fn()
+    write_checkpoints_whole()
 
 
 def check_packages() -> None:
@@ -93,6 +96,54 @@ def allow_checkpoint_classes() -> None:
             ),
         ]
     )
+
+
+def drop_scope_of_collate_fn() -> None:
+    """Lets a recipe inherit a data loader from 'mmpretrain::…'.
+
+    mmengine 0.10.7 marks every inherited dict with `_scope_`, which its registries take out again; but a `collate_fn`
+    is called with all that is left of its dict. Can go when `Runner.build_dataloader` takes the mark out.
+    """
+    from mmengine.runner import Runner
+
+    build = Runner.build_dataloader
+    if hasattr(build, '__wrapped__'):
+        return
+
+    @functools.wraps(build)
+    def build_dataloader(dataloader, *args, **kwargs):
+        collate_fn = dataloader.get('collate_fn') if isinstance(dataloader, dict) else None
+        if isinstance(collate_fn, dict):
+            dataloader = dict(dataloader, collate_fn={k: v for k, v in collate_fn.items() if k != '_scope_'})
+        return build(dataloader, *args, **kwargs)
+
+    Runner.build_dataloader = staticmethod(build_dataloader)
+
+
+def write_checkpoints_whole() -> None:
+    """Gives a checkpoint its name only when it is complete, and lets `--resume` find one that is.
+
+    mmengine 0.10.7 writes to the final name, holding the file in memory twice, and believes whatever `last_checkpoint`
+    says. Names with a scheme, as s3://…, stay with it. Can go when mmengine writes to another name and renames.
+    """
+    import mmengine.runner
+    from mmengine.runner import runner
+
+    from . import checkpoints
+
+    save = runner.save_checkpoint
+    if hasattr(save, '__wrapped__'):
+        return
+
+    @functools.wraps(save)
+    def save_checkpoint(checkpoint, filename, file_client_args=None, backend_args=None):
+        if file_client_args or backend_args or '://' in filename:
+            save(checkpoint, filename, file_client_args, backend_args)
+        else:
+            checkpoints.save_checkpoint(checkpoint, filename)
+
+    mmengine.runner.save_checkpoint = runner.save_checkpoint = save_checkpoint
+    runner.find_latest_checkpoint = checkpoints.find_latest_checkpoint
 
 
 def history_method(owner: type, name: str) -> object:

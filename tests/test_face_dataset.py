@@ -1,6 +1,7 @@
 """Faces as samples: subsets, epochs, workers."""
 
 import hashlib
+import random
 import shutil
 
 import cv2
@@ -189,22 +190,24 @@ def test_persistent_workers_read_every_kind_of_set_and_see_the_epoch(tmp_path, s
     assert [dataset.num_skipped for dataset in sets[:4]] == [0] * 4
 
 
-def test_faces_that_cannot_be_read(tmp_path, monkeypatch):
+def test_faces_that_cannot_be_read(tmp_path):
     faces = write_faces(tmp_path / 'faces', identities=1, images=4)
     options = dict(source=faces, pipeline=[dict(type='LoadFace')])
     (faces / 'person_0/2.png').write_bytes(b'')
     with pytest.raises(ValueError, match='person_0/2 is empty'):
         FaceRecordDataset(**options)[2]
     dataset = FaceRecordDataset(**options, on_error='skip')
-    draws = iter([2, 2, 1, 2, 3])
-    monkeypatch.setattr(np.random, 'randint', lambda high: next(draws))
+    taken = []
     with pytest.warns(UserWarning, match='person_0/2 is empty.*Further ones are counted only') as warned:
-        assert [dataset[i]['img_key'] for i in (0, 2, 2)] == [f'person_0/{i}' for i in (0, 1, 3)]
-    assert dataset.num_skipped == 5 and len(warned) == 1
+        for epoch in range(30):
+            dataset.set_epoch(epoch, seed=5)
+            taken.append(dataset[2]['img_key'])
+            assert dataset[2]['img_key'] == taken[-1] and dataset[0]['img_key'] == 'person_0/0'
+    assert set(taken) == {f'person_0/{i}' for i in (0, 1, 3)}
+    assert dataset.num_skipped >= 60 and len(warned) == 1
     for path in faces.glob('*/*.png'):
         path.write_bytes(b'no image')
-    monkeypatch.setattr(np.random, 'randint', lambda high: 3)
-    with pytest.raises(ValueError, match=r'person_0/3 \(8 bytes\) is damaged'):
+    with pytest.raises(ValueError, match=r'person_0/\d \(8 bytes\) is damaged'):
         dataset[0]
     for wrong in (dict(on_error='ignore'), dict(on_error='skip', test_mode=True)):
         with pytest.raises(ValueError, match="Choose 'raise' or, in training, 'skip'"):
@@ -214,3 +217,40 @@ def test_faces_that_cannot_be_read(tmp_path, monkeypatch):
 def test_labels_are_an_array_for_samplers(folder):
     dataset = FaceRecordDataset(folder)
     assert dataset.labels.dtype == np.int64 and np.bincount(dataset.labels).tolist() == [3] * 40
+
+
+def draw_everything(sample):
+    drawn = random.random(), np.random.rand(), float(torch.rand(()))
+    return dict(img_key=sample['img_key'], img_bytes=repr(drawn).encode(), epoch=sample['epoch'])
+
+
+def test_what_a_pipeline_draws_depends_on_seed_epoch_and_image_alone(folder):
+    dataset, part = (FaceRecordDataset(folder, [draw_everything], images=i) for i in (None, dict(part=0, of=2)))
+    for other in (dataset, part):
+        other.set_epoch(3, seed=7)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    drawn = {sample['img_key']: sample['img_bytes'] for sample in (dataset[i] for i in range(len(dataset)))}
+    after = random.random(), np.random.rand(), float(torch.rand(()))
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    assert after == (random.random(), np.random.rand(), float(torch.rand(())))  # nobody else noticed
+    assert len(set(drawn.values())) == 120
+    assert all(drawn[sample['img_key']] == sample['img_bytes'] for sample in (part[i] for i in range(len(part))))
+    for workers in (1, 3):
+        loader = DataLoader(dataset, 7, shuffle=True, num_workers=workers, collate_fn=as_list)
+        assert {key: data for batch in loader for key, data, _ in batch} == drawn
+    for epoch, seed in ((4, 7), (3, 8)):
+        dataset.set_epoch(epoch, seed)
+        assert not set(drawn.values()) & {dataset[i]['img_bytes'] for i in range(120)}
+    test = FaceRecordDataset(folder, [draw_everything], test_mode=True)
+    assert test[0] is not None and test[0]['img_bytes'] != test[0]['img_bytes']  # generators left alone
+
+
+def test_flips_are_fair(folder):
+    dataset = FaceRecordDataset(folder, [lambda sample: np.random.rand() < 0.5])
+    flips = []
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        flips.append([bool(dataset[i]) for i in range(120)])
+    flips = np.array(flips)
+    assert abs(flips.mean() - 0.5) < 4 * 0.5 / flips.size**0.5
+    assert abs(np.corrcoef(flips)[np.triu_indices(20, 1)].mean()) < 4 / (190 * 120) ** 0.5

@@ -21,7 +21,7 @@ train_dataloader = dict(
     batch_size=32,
     num_workers=0,  # small faces decode faster than a worker starts
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='ResumableSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='FaceRecordDataset',

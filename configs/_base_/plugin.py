@@ -3,7 +3,7 @@ custom_imports = dict(imports=['facemae_mm'], allow_failed_imports=False)
 
 custom_hooks = [
     dict(type='StartWeightsHook'),  # load_from: converts others' names, refuses what does not fit
-    dict(type='PreprocessorCheckHook'),  # mean, std and channel order of IRMLoss
-    dict(type='FaceEpochHook'),  # fresh masks in each epoch
-    dict(type='InvalidLossHook'),  # NaN: stop, say where
+    dict(type='IRMTargetCheckHook'),  # is what φ will see a face
+    dict(type='KeyedRandomnessHook'),  # fresh masks in each epoch; one seed, one result
+    dict(type='DivergenceHook'),  # NaN, or a loss gone up for good: stop, say where
 ]

@@ -1,10 +1,11 @@
-"""Faces in: sources, datasets and the transforms that load and mask."""
+"""Faces in: sources, datasets, their order, and the transforms that load and mask."""
 
 from .face_dataset import FaceRecordDataset
 from .face_mask import FaceMask
 from .face_source import FaceSource, open_faces
 from .hash_face import HashFace
 from .load_face import LoadFace
+from .resumable_sampler import ResumableSampler
 from .verification_pairs import VerificationPairs
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     'FaceSource',
     'HashFace',
     'LoadFace',
+    'ResumableSampler',
     'VerificationPairs',
     'open_faces',
 ]

@@ -10,6 +10,7 @@ from mmengine.dataset import Compose
 from mmpretrain.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset, get_worker_info
 
+from ..randomness import keyed_generators, keyed_seed
 from .face_source import FaceSource, open_faces
 from .landmarks import read_landmarks
 
@@ -34,6 +35,9 @@ class FaceRecordDataset(Dataset):
     sample_idx; where a transform of the pipeline asks for them (`needs_landmarks`), also landmarks
     (5, 2) float32 from the table beside the set, None where unknown.
 
+    What transforms draw from Python's, NumPy's and torch's generators in training is a function of
+    (seed, epoch, image key), whatever the worker, the batch and the number of processes.
+
     Args:
         source: What `open_faces` opens and knows identities: a folder of identity folders, a .zip
             of one, a `train.rec` or a masked dataset.
@@ -43,10 +47,10 @@ class FaceRecordDataset(Dataset):
             renumbered in the source's order.
         role: 'query' or 'gallery', for `RetrievalLeakage`; copied to every sample.
         images: dict(part=i, of=n), part of the images by the hash of the image key.
-        test_mode: Where the pipeline returns None: an error in testing, another face at random in
-            training.
+        test_mode: Where the pipeline returns None: an error in testing, another face, drawn by
+            (seed, epoch, image key), in training. Generators are left alone in testing.
         on_error: What to do in training with a face that cannot be read: 'raise', or 'skip', which
-            takes another at random, counts it in `num_skipped` and warns once in each process.
+            takes another likewise, counts it in `num_skipped` and warns once in each process.
 
     Attributes:
         identities: Name of each label.
@@ -89,6 +93,7 @@ class FaceRecordDataset(Dataset):
         self.on_error = on_error
         # In shared memory, so that persistent workers see set_epoch, and what they skip is seen.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._seed = torch.zeros((), dtype=torch.int64).share_memory_()
         self._skipped = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
         self._warned = False
 
@@ -129,9 +134,10 @@ class FaceRecordDataset(Dataset):
         """How often a face could not be read and was skipped, in all workers of this process."""
         return int(self._skipped.sum())
 
-    def set_epoch(self, epoch: int) -> None:
-        """Tells every worker the epoch that samples carry from now on."""
+    def set_epoch(self, epoch: int, seed: int = 0) -> None:
+        """Tells every worker the epoch that samples carry from now on, and the seed of the run."""
         self._epoch.fill_(epoch)
+        self._seed.fill_(seed)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -164,9 +170,10 @@ class FaceRecordDataset(Dataset):
         )
 
     def __getitem__(self, idx: int) -> dict:
-        for _ in range(1 if self.test_mode else MAX_REFETCH):
+        first = idx
+        for attempt in range(1 if self.test_mode else MAX_REFETCH):
             try:
-                sample = self.pipeline(self.get_data_info(idx))
+                sample = self._draw(idx)
                 fault = 'the pipeline returned None'
             except (ValueError, OSError) as error:
                 if self.on_error == 'raise':
@@ -175,11 +182,23 @@ class FaceRecordDataset(Dataset):
                 self._skip(error)
             if sample is not None:
                 return sample
-            dropped, idx = idx, np.random.randint(len(self))
+            dropped, idx = idx, keyed_seed('another', *self._keys(first), attempt) % len(self)
         raise ValueError(
             f'FaceRecordDataset: {fault} for {self.source.path}:{self.source.keys[int(self.indices[dropped])]}. '
             'Remove the image, or the transform that drops it.'
         )
+
+    def _keys(self, idx: int) -> tuple[int, int, str]:
+        """What decides about a face in training."""
+        return int(self._seed), int(self._epoch), self.source.keys[int(self.indices[idx])]
+
+    def _draw(self, idx: int) -> dict | None:
+        """One face behind the pipeline."""
+        sample = self.get_data_info(idx)
+        if self.test_mode:
+            return self.pipeline(sample)
+        with keyed_generators('sample', *self._keys(idx)):
+            return self.pipeline(sample)
 
     def _skip(self, error: Exception) -> None:
         worker = get_worker_info()

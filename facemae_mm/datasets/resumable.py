@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from ..whole_file import whole_file
+
 SETTINGS = 'settings.json'
 
 
@@ -123,11 +125,8 @@ def _open_private(path: Path, mode: str) -> TextIO:
 def write_private(path: Path, rows: Iterable[Sequence]) -> None:
     """Writes a table that only the owner can read: mode 0600, in a folder of mode 0700 where it makes one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f'{path.name}.tmp')
-    draft.unlink(missing_ok=True)
-    with _open_private(draft, 'x') as file:
+    with whole_file(path, 'x', private=True) as file:
         csv.writer(file, lineterminator='\n').writerows(rows)
-    draft.replace(path)
 
 
 def sha256_file(path: str | Path) -> str:

@@ -1,19 +1,23 @@
-"""Hooks of training and export, and the optimiser wrapper."""
+"""Hooks of training and export, the training loop, and the optimiser wrapper."""
 
 from .autocast_optim_wrapper import AutocastOptimWrapper
-from .face_epoch_hook import FaceEpochHook
-from .invalid_loss_hook import InvalidLossHook
-from .preprocessor_check_hook import PreprocessorCheckHook
+from .divergence_hook import DivergenceHook
+from .irm_target_check_hook import IRMTargetCheckHook
+from .keyed_randomness_hook import KeyedRandomnessHook
 from .reconstruction_export_hook import ReconstructionExportHook
 from .reconstruction_show_hook import ReconstructionShowHook
+from .resumable_train_loop import ResumableTrainLoop
 from .start_weights_hook import StartWeightsHook
+from .whole_checkpoint_hook import WholeCheckpointHook
 
 __all__ = [
     'AutocastOptimWrapper',
-    'FaceEpochHook',
-    'InvalidLossHook',
-    'PreprocessorCheckHook',
+    'DivergenceHook',
+    'IRMTargetCheckHook',
+    'KeyedRandomnessHook',
     'ReconstructionExportHook',
     'ReconstructionShowHook',
+    'ResumableTrainLoop',
     'StartWeightsHook',
+    'WholeCheckpointHook',
 ]

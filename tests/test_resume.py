@@ -1,0 +1,283 @@
+"""Runs that are killed and go on: the same weights, the same order, nothing half-written."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from test_distributed import free_port
+from tiny import write_faces
+
+from facemae_mm.checkpoints import find_latest_checkpoint
+from facemae_mm.config import load_config
+from facemae_mm.datasets import FaceRecordDataset
+
+#: 16 faces in batches of 2, two batches a step: 8 iterations an epoch, 24 in all. Everything that draws or remembers.
+RECIPE = """
+_base_ = '{repository}/configs/demo_mae.py'
+train_faces = '{faces}'
+model = dict(
+    backbone=dict(arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64), drop_path_rate=0.3),
+    neck=dict(embed_dim=32, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2),
+)
+train_dataloader = dict(batch_size=2, dataset=dict(source=train_faces))
+optim_wrapper = dict(accumulative_counts=2)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, begin=0, end=1, convert_to_iter_based=True),
+    dict(type='MultiStepLR', milestones=[1, 2], gamma=0.5),
+]
+custom_hooks = [*_base_.custom_hooks, dict(type='EMAHook', momentum=0.1)]
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2, max_keep_ckpts=1), logger=dict(interval=1))
+train_cfg = dict(max_epochs=3)
+"""
+
+#: Kills the process that writes the n-th checkpoint: in the middle, complete but unnamed, or before last_checkpoint.
+KILLER = """
+import os, signal, sys
+moment, number = os.environ['KILL_MOMENT'].split()
+count, fsync, replace = [0], os.fsync, os.replace
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def killing_fsync(file):
+    name = os.readlink(f'/proc/self/fd/{file}')
+    if moment == 'written' and name.endswith('.pth.partial') and count[0] == int(number):
+        os.ftruncate(file, os.fstat(file).st_size // 2)
+        die()
+    fsync(file)
+
+def killing_replace(source, target):
+    count[0] += str(target).endswith('.pth')
+    name = 'last_checkpoint' if moment == 'noted' else '.pth'
+    if moment != 'written' and str(target).endswith(name) and count[0] > int(number):
+        die()
+    replace(source, target)
+
+os.fsync, os.replace = killing_fsync, killing_replace
+"""
+
+
+@pytest.fixture(scope='module')
+def recipe(repository, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('recipe')
+    faces = write_faces(folder / 'faces')
+    (folder / 'tiny.py').write_text(RECIPE.format(repository=repository, faces=faces))
+    (folder / 'sitecustomize.py').write_text(KILLER)
+    return folder / 'tiny.py'
+
+
+def run(recipe, work, resume=None, **options):
+    """Trains in this process; the Runner."""
+    cfg = load_config(recipe, {name.replace('__', '.'): value for name, value in options.items()})
+    cfg.work_dir, cfg.experiment_name, cfg.log_level = str(work), f'{work} {options} {resume}', 'ERROR'
+    cfg.resume, cfg.load_from = bool(resume), None if resume in (None, True) else str(resume)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def command(recipe, work, *flags, processes=1, kill_moment=None, kill_at_line=None, **options):
+    """Trains by the real command, in a session of its own; exit code and output."""
+    repository = Path(__file__).resolve().parents[1]
+    start = (
+        [sys.executable, 'tools/train.py', str(recipe)]
+        if processes == 1
+        else ['bash', 'tools/dist_train.sh', str(recipe), str(processes)]
+    )
+    changes = ['--cfg-options', *(f'{name.replace("__", ".")}={value}' for name, value in options.items())]
+    env = os.environ | dict(PYTHON=sys.executable, PORT=str(free_port()))
+    if kill_moment:
+        env |= dict(PYTHONPATH=str(recipe.parent), KILL_MOMENT=kill_moment)
+    child = subprocess.Popen(
+        [*start, '--work-dir', str(work), *flags, *(changes if options else [])],
+        cwd=repository,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    lines = []
+    for line in child.stdout:
+        lines.append(line)
+        if kill_at_line and kill_at_line in line:
+            os.killpg(child.pid, signal.SIGKILL)
+            kill_at_line = None
+    return child.wait(timeout=60), ''.join(lines)
+
+
+def tensors(node, name=''):
+    if isinstance(node, torch.Tensor):
+        return {name: node}
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    return {key: value for part, inner in items for key, value in tensors(inner, f'{name}.{part}').items()}
+
+
+def state(work):
+    """Everything that goes on with training, of the last checkpoint."""
+    saved = torch.load(find_latest_checkpoint(str(work)), weights_only=True)
+    parts = {name: saved[name] for name in ('state_dict', 'ema_state_dict', 'optimizer') if name in saved}
+    return saved['meta']['iter'], tensors(parts), repr(saved['param_schedulers'])
+
+
+def assert_same(work, other):
+    (iterations, found, rates), (expected_iterations, expected, expected_rates) = state(work), state(other)
+    assert iterations == expected_iterations and rates == expected_rates and len(found) > 100
+    assert found.keys() == expected.keys()
+    assert not [name for name, value in expected.items() if not torch.equal(found[name], value)]
+
+
+@pytest.fixture(scope='module')
+def whole(recipe, tmp_path_factory):
+    """A run that nobody stopped."""
+    work = tmp_path_factory.mktemp('whole')
+    assert run(recipe, work).iter == 24
+    return work
+
+
+def test_one_seed_one_result_whatever_the_workers_and_the_checkpoints(recipe, whole, tmp_path):
+    run(recipe, tmp_path / 'again')
+    assert_same(tmp_path / 'again', whole)
+    workers = dict(train_dataloader__num_workers=2, train_dataloader__persistent_workers=True)
+    run(recipe, tmp_path / 'workers', **workers, default_hooks__checkpoint__interval=8)
+    assert_same(tmp_path / 'workers', whole)
+    run(recipe, tmp_path / 'seed', randomness__seed=1)
+    assert not torch.equal(*(state(w)[1]['.state_dict.neck.decoder_pred.weight'] for w in (whole, tmp_path / 'seed')))
+
+
+def test_killed_while_its_checkpoint_is_written_and_resumed(recipe, whole, tmp_path):
+    """The only checkpoint that is kept stays until the next one is complete."""
+    code, text = command(recipe, tmp_path, kill_moment='written 5')
+    assert code == -signal.SIGKILL, text
+    assert sorted(p.name for p in tmp_path.glob('*.pth*')) == ['iter_10.pth', 'iter_12.pth.partial']
+    code, text = command(recipe, tmp_path, '--resume')
+    assert code == 0, text
+    assert 'iter_12.pth.partial is what a stopped run left; it is removed.' in text
+    first = re.search(r'Epoch\(train\)\s+\[(\d)\]\[(\d)/8\].* eta: (\S+)', text)
+    assert first.groups()[:2] == ('2', '3') and first[3] < '0:01:00'  # iteration 11 of 24
+    assert sorted(p.name for p in tmp_path.glob('*.pth*')) == ['iter_24.pth']
+    assert_same(tmp_path, whole)
+    logs = [json.loads(line) for file in sorted(tmp_path.glob('*/vis_data/scalars.json')) for line in open(file)]
+    assert [log['step'] for log in logs] == [*range(1, 13), *range(11, 25)]
+    assert [log['epoch'] for log in logs[-14:]] == [2] * 6 + [3] * 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2, 3])
+def test_killed_again_and_again(recipe, tmp_path, processes):
+    """In every moment of a checkpoint's writing, and wherever a line of the log catches it."""
+    options = dict(processes=processes, train_dataloader__batch_size=1, train_cfg__max_epochs=6)
+    code, text = command(recipe, tmp_path / 'expected', **options)
+    assert code == 0, text
+    moments = [
+        dict(kill_moment='written 1'),
+        dict(kill_moment='named 1'),
+        dict(kill_moment='noted 1'),
+        dict(kill_at_line='[3][2/'),
+        dict(kill_at_line='[4][1/'),
+        dict(kill_at_line='[5][2/'),
+    ]
+    work, reached = tmp_path / 'killed', []
+    for moment in moments:
+        code, text = command(recipe, work, '--resume', **options, **moment)
+        assert code != 0, text
+        reached.append(state(work)[0])
+    assert reached == sorted(reached) and reached[0] < reached[-1]
+    code, text = command(recipe, work, '--resume', **options)
+    assert code == 0, text
+    assert_same(work, tmp_path / 'expected')
+    assert len(list(work.glob('*.pth*'))) <= 2  # one that was complete but not noted may stay
+
+
+def test_what_came_before_is_not_read_again(recipe, tmp_path, monkeypatch):
+    read = []
+    info = FaceRecordDataset.get_data_info
+    monkeypatch.setattr(FaceRecordDataset, 'get_data_info', lambda self, i: read.append(i) or info(self, i))
+    options = dict(default_hooks__checkpoint__max_keep_ckpts=-1)
+    run(recipe, tmp_path, **options)
+    assert len(read) == 48 and [sorted(read[i : i + 16]) for i in (0, 16, 32)] == [list(range(16))] * 3
+    assert read[:16] != read[16:32]
+    for iteration in (2, 8, 12, 24):  # 8 and 24 are the ends of epochs
+        expected, read[:] = read[:], []
+        runner = run(recipe, tmp_path, resume=tmp_path / f'iter_{iteration}.pth', **options)
+        assert read == expected[-len(read) or 48 :] and len(read) == 48 - 2 * iteration and runner.iter == 24
+        read[:] = expected
+
+
+def test_a_validation_that_a_stop_cut_short_is_done_again(recipe, tmp_path, monkeypatch):
+    """By epoch, as the recipes save; the best checkpoint of then is kept until the better one is there."""
+    calls = []
+    accuracy = {1: 0.5, 2: 0.7, 3: 0.6}
+
+    def validate(loop):
+        calls.append(loop.runner.epoch)
+        loop.runner.call_hook('after_val_epoch', metrics=dict(acc=accuracy[loop.runner.epoch]))
+        return {}
+
+    monkeypatch.setattr('mmengine.runner.ValLoop.run', validate)
+    cfg = load_config(recipe, {})
+    cfg.default_hooks.checkpoint.update(by_epoch=True, interval=1, save_best='acc')
+    cfg.val_cfg, cfg.val_evaluator = {}, []
+    cfg.val_dataloader = dict(cfg.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+    cfg.work_dir, cfg.log_level = str(tmp_path), 'ERROR'
+
+    def go(epochs, resume):
+        cfg.train_cfg.max_epochs, cfg.resume, cfg.experiment_name = epochs, resume, f'{tmp_path} {epochs} {len(calls)}'
+        Runner.from_cfg(cfg).train()
+        return sorted(path.name for path in tmp_path.glob('*.pth'))
+
+    assert go(1, False) == ['best_acc_epoch_1.pth', 'epoch_1.pth'] and calls == [1]
+    (tmp_path / 'best_acc_epoch_1.pth').unlink()
+    assert go(3, True) == ['best_acc_epoch_2.pth', 'epoch_3.pth'] and calls == [1, 1, 2, 3]
+    hub = torch.load(tmp_path / 'epoch_3.pth', weights_only=True)['message_hub']['runtime_info']
+    assert hub['best_score'] == 0.7 and hub['best_ckpt'].endswith('best_acc_epoch_2.pth')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(default_hooks__checkpoint__interval=3), r"'interval': 3.*2 accumulated.*Choose multiples of 2"),
+        (dict(default_hooks__checkpoint__save_begin=1), r"'save_begin': 1.*Choose multiples of 2"),
+        (dict(train_dataloader__batch_size=9), r'16 samples are less than the 18 × 1 processes of one step'),
+        (dict(train_dataloader__sampler__type='DefaultSampler'), r"DefaultSampler cannot.*type='ResumableSampler'"),
+    ],
+)
+def test_what_could_not_go_on_is_refused_at_start(recipe, tmp_path, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        run(recipe, tmp_path, **options)
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def checkpoint(folder, name, age=0):
+    path = folder / name
+    torch.save(dict(x=torch.zeros(1000)), path)
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return path
+
+
+def test_resume_finds_the_last_complete_checkpoint(tmp_path, caplog):
+    record = tmp_path / 'last_checkpoint'
+    assert find_latest_checkpoint(str(tmp_path)) is None
+    record.write_text(f'{tmp_path}/epoch_3.pth')
+    with pytest.raises(FileNotFoundError, match=r'last_checkpoint names .*epoch_3.pth, and no complete.*--resume PATH'):
+        find_latest_checkpoint(str(tmp_path))
+    two, one = checkpoint(tmp_path, 'epoch_2.pth', 1), checkpoint(tmp_path, 'epoch_1.pth', 2)
+    checkpoint(tmp_path, 'best_acc_epoch_2.pth')
+    three = checkpoint(tmp_path, 'epoch_3.pth')
+    three.write_bytes(three.read_bytes()[:-100])  # as MMEngine's own writing leaves it
+    for text in (f'{tmp_path}/epoch_3.pth', '', f'{tmp_path}/epo'):
+        record.write_text(text)
+        assert find_latest_checkpoint(str(tmp_path)) == str(two)
+    record.write_text(str(one))  # what somebody went back to
+    assert find_latest_checkpoint(str(tmp_path)) == str(one)
+    record.write_text('/moved/elsewhere/epoch_1.pth')
+    assert find_latest_checkpoint(str(tmp_path)) == str(one)
+    record.unlink()  # killed before the first one was noted
+    assert find_latest_checkpoint(str(tmp_path)) == str(two)
