@@ -18,6 +18,9 @@ RECIPES = [
     'demo_start',
     'export_casia',
     'facemae_vitb_webface',
+    'irm_mae_hivitb_webface',
+    'irm_mixmim_base_webface',
+    'irm_simmim_swinb_webface',
     'leakage_casia',
     'mae_vitb_webface',
 ]

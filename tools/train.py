@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='mixed precision: float16 with scaled loss on a GPU, bfloat16 on a CPU',
+        help='mixed precision: float16 with scaled loss on a GPU, bfloat16 on a CPU that has it',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not validate in training')
     parser.add_argument(
@@ -45,14 +45,14 @@ def apply_flags(config: Config, args: argparse.Namespace) -> None:
     apply_runtime_flags(config, args, ('train_dataloader', 'val_dataloader'))
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
-    if args.amp:
-        wrapper = config.optim_wrapper
-        if not torch.cuda.is_available():
+    wrapper = config.optim_wrapper
+    if not torch.cuda.is_available():
+        if args.amp or wrapper.get('type') == 'AmpOptimWrapper':  # which asserts an accelerator
             wrapper.type = 'AutocastOptimWrapper'
             wrapper.pop('loss_scale', None)
-        elif wrapper.get('type') != 'AutocastOptimWrapper':  # bfloat16 already
-            wrapper.type = 'AmpOptimWrapper'
-            wrapper.setdefault('loss_scale', 'dynamic')
+    elif args.amp and wrapper.get('type') != 'AutocastOptimWrapper':  # bfloat16 already
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume is not None:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else args.resume

@@ -16,6 +16,11 @@ from .feature_cache import FeatureCache
 
 EPS = 1e-12
 
+NEEDS_PIXELS = (
+    'φ needs faces: take a model whose head reconstructs pixels (MAE, MAE-HiViT, SimMIM, MixMIM, iTPN-pixel), without '
+    'target_generator and with head.norm_pix=False.'
+)
+
 
 class _GatherRows(torch.autograd.Function):
     """Rows of all processes; the gradient of each row comes from the losses of all of them."""
@@ -157,12 +162,13 @@ class IRMLoss(BaseModule):
             Scalar, float32.
 
         Raises:
-            ValueError: Normalised targets (`norm_pix`), shapes that differ, or fewer than two rows to relate.
+            ValueError: Targets that are no images (`norm_pix`, features), shapes that differ, or fewer than two rows to
+                relate.
         """
-        if pred.shape != target.shape:
+        if pred.shape != target.shape or pred.ndim not in (3, 4):
             raise ValueError(
-                f'IRMLoss: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape. '
-                'Set head.norm_pix=False and a target generator that keeps images.'
+                f'IRMLoss: pred {tuple(pred.shape)} and target {tuple(target.shape)} are not two images, nor tokens of '
+                f'two. {NEEDS_PIXELS}'
             )
         with torch.autocast(pred.device.type, enabled=False):
             pred, target = pred.float(), target.detach().float()
@@ -255,8 +261,9 @@ class IRMLoss(BaseModule):
             n, side, p = len(x), round(x.shape[1] ** 0.5), self.patch_size
             if side * side != x.shape[1] or x.shape[2] != 3 * p * p:
                 raise ValueError(
-                    f'IRMLoss: tokens of shape {tuple(x.shape)} are no square image in patches of {p}×{p}×3. '
-                    'Set patch_size to that of the head.'
+                    f'IRMLoss: tokens of shape {tuple(x.shape)} are no square image in patches of {p}×{p}×3. If they '
+                    'are pixels, set patch_size to that of the head. If they are features, as HOG or those of CLIP: '
+                    f'{NEEDS_PIXELS}'
                 )
             x = x.reshape(n, side, side, p, p, 3).permute(0, 5, 1, 3, 2, 4)
             x = x.reshape(n, 3, side * p, side * p)
@@ -265,8 +272,8 @@ class IRMLoss(BaseModule):
 
     @staticmethod
     def _refuse_normalised(target: Tensor) -> None:
-        """Patch-normalised targets are no images: every token has mean 0 and variance 1."""
-        if (target.mean(-1).abs() < 1e-3).all() and ((target.var(-1) - 1).abs() < 1e-3).all():
+        """Patch-normalised targets are no images: every token has mean 0, and variance 1 or, of one colour, 0."""
+        if (target.mean(-1).abs() < 1e-3).all() and ((target.var(-1) - 1).abs() < 1e-3).any():
             raise ValueError(
                 'IRMLoss: head.norm_pix must be False: every target patch has mean 0 and variance 1, '
                 'so φ would see a normalised signal and not a face.'

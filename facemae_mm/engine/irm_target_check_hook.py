@@ -1,4 +1,4 @@
-"""Refuses a training whose loss undoes another normalisation than the one that was applied."""
+"""Refuses a training in which φ would be shown something else than the faces."""
 
 import torch
 from mmengine.hooks import Hook
@@ -7,31 +7,38 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from ..models import IRMLoss
+from ..models.irm_loss import NEEDS_PIXELS
 
 
 @HOOKS.register_module()
-class PreprocessorCheckHook(Hook):
-    """Compares mean, std and channel order of every `IRMLoss` with those of the model's data preprocessor.
+class IRMTargetCheckHook(Hook):
+    """Looks at the model around every `IRMLoss`, once, before the first iteration.
 
-    Where they differ φ is shown wrong colours, and nothing else would say so. Faces are loaded as BGR, so a
-    preprocessor that swaps channels hands out RGB.
+    Mean, std and channel order must be those of the data preprocessor, else φ sees wrong colours and nothing says so.
+    Faces are loaded as BGR, so a preprocessor that swaps channels hands out RGB. Targets must be the images themselves,
+    not what a target generator makes of them.
 
     Raises:
-        ValueError: They differ; with both values.
+        ValueError: They are not; with both values.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Looks once, before the first iteration."""
+        """Looks at the model."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         losses = [module for module in model.modules() if isinstance(module, IRMLoss)]
         if not losses:
             return
+        generator = getattr(model, 'target_generator', None)
+        if generator is not None:
+            raise ValueError(
+                f'IRMLoss: the targets of {type(model).__name__} are what {type(generator).__name__} makes of the '
+                f'faces. {NEEDS_PIXELS}'
+            )
         preprocessor = model.data_preprocessor
-        zeros, ones = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
         normalised = preprocessor._enable_normalize
         applied = dict(
-            mean=(preprocessor.mean if normalised else zeros).flatten().tolist(),
-            std=(preprocessor.std if normalised else ones).flatten().tolist(),
+            mean=(preprocessor.mean if normalised else torch.zeros(3)).flatten().tolist(),
+            std=(preprocessor.std if normalised else torch.ones(3)).flatten().tolist(),
             channel_order='rgb' if preprocessor._channel_conversion else 'bgr',
         )
         for loss in losses:
