@@ -11,6 +11,8 @@ release_dir = '{{$FACEMAE_RELEASE_DIR:work_dirs/release/casia_facemae}}'
 mask_secret = (
     '{{$FACEMAE_MASK_SECRET:work_dirs/private/mask_secret}}'  # drawn at first use; keep it, and keep it secret
 )
+mask_ratio = {{'$FACEMAE_MASK_RATIO:0.75'}}  # Tables 3 and 8
+mask_regions = '{{$FACEMAE_MASK_REGIONS:none}}'  # Table 7: eyes, nose or mouth are always removed
 needs = dict(
     deploy_faces='the aligned faces to protect: a train.rec or a folder of identity folders '
     '(--cfg-options deploy_faces=PATH)',
@@ -27,7 +29,14 @@ test_dataloader = dict(
         source=deploy_faces,
         pipeline=[
             dict(type='LoadFace', size=112),
-            dict(type='FaceMask', patch_size=8, mask_ratio=0.75, fresh=False, secret=mask_secret),
+            dict(
+                type='FaceMask',
+                patch_size=8,
+                mask_ratio=mask_ratio,
+                regions=[] if mask_regions == 'none' else [mask_regions],
+                fresh=False,
+                secret=mask_secret,
+            ),
             dict(type='PackInputs', meta_keys=('img_key',)),
         ],
     ),

@@ -1,12 +1,18 @@
 """Every recipe parses, builds, and takes a step."""
 
+import argparse
+from collections import Counter
+
 import pytest
 import torch
+from mmengine.dataset import default_collate
+from mmengine.logging import MessageHub
 from mmengine.runner import Runner
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import DATASETS, MODELS
 from tiny import SMALL_FACEMAE, small_recipe, write_faces
 
 import facemae_mm  # noqa: F401  registers the components
+from facemae_mm.command_line import add_options
 
 RECIPES = [
     'arcface_r50_casia',
@@ -132,3 +138,66 @@ def test_leakage_of_a_set_of_copies_is_total(run):
     assert metrics['leakage/queries'] == 16 and metrics['leakage/identities'] == 4
     # 15 others, 3 of them one's own: 1 − (12 · 11) / (15 · 14)
     assert metrics['leakage/chance_top2'] == pytest.approx(1 - 132 / 210)
+
+
+def ablations(repository):
+    """(table, row, options of training, options of deployment) of each row of configs/README.md."""
+    text = (repository / 'configs' / 'README.md').read_text().split('## Ablations')[1]
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line[:3] > '| 0']
+    rows = [row for row in rows if row[0].isdigit()]
+    return [(int(row[0]), row[1], *(_options(cell) for cell in row[2:4])) for row in rows]
+
+
+def _options(cell):
+    """As tools/ reads them behind --cfg-options."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    words = [] if cell == '–' else cell.strip('`').split()
+    return parser.parse_args(['--cfg-options', *words] if words else []).cfg_options
+
+
+def test_every_row_of_the_papers_ablations_is_listed(repository):
+    count = Counter(table for table, *_ in ablations(repository))
+    assert count == {2: 5, 3: 4, 6: 4, 7: 4, 8: 5}
+
+
+def step_of_an_ablation(cfg, options):
+    """Checks that the loss of one step is that of the row's weights; gives the first face's mask."""
+    model, dataset = MODELS.build(cfg.model), DATASETS.build(cfg.train_dataloader.dataset)
+    data = model.data_preprocessor(default_collate([dataset[i] for i in range(2)]), True)
+    loss = model(data['inputs'], data['data_samples'], mode='loss')['loss']
+    loss.backward()
+    scalars = MessageHub.get_current_instance().log_scalars
+    expected = 0.0
+    for name, (key, default) in dict(im=('im_weight', 1.0), rm=('beta', 1.0), mse=('mse_weight', 0.0)).items():
+        weight = options.get(f'model.head.loss.{key}', default)
+        expected += weight * float(scalars[f'train/irm_{name}'].current()) if weight else 0.0
+    assert loss.item() == pytest.approx(expected, rel=1e-4), options
+    return dataset[0]['data_samples'].mask
+
+
+def test_every_ablation_takes_a_step_and_masks_what_is_deployed(repository, tmp_path):
+    """The loss of each row from its own options, and the masks of training and deployment."""
+    faces = str(write_faces(tmp_path / 'faces', 2, 2))
+    torch.save(MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), tmp_path / 'phi.pth')
+    small = SMALL_FACEMAE | dict(train_faces=faces, phi_weights=str(tmp_path / 'phi.pth'))
+    small |= {'model.head.loss.cache': None, 'model.head.loss.phi.precision': 'float32'}
+    removed, drawn, deployed = {}, {}, {}
+    for table, row, training, deployment in ablations(repository):
+        if str(training) not in drawn:
+            cfg = small_recipe(repository, 'facemae_vitb_webface', **small | training)
+            drawn[str(training)] = step_of_an_ablation(cfg, training)
+        if str(deployment) not in deployed:
+            secret = tmp_path / deployment.get('mask_secret', 'mask_secret').replace('/', '_')
+            options = deployment | dict(deploy_faces=faces, mask_secret=str(secret))
+            cfg = small_recipe(repository, 'export_casia', **options)
+            deployed[str(deployment)] = DATASETS.build(cfg.test_dataloader.dataset)[0]['data_samples'].mask
+        removed[table, row] = drawn[str(training)], deployed[str(deployment)]
+    counts = {key: tuple(int(mask.sum()) for mask in masks) for key, masks in removed.items()}
+    assert counts[3, '30 % removed'] == (59, 59) and counts[3, '90 %'] == (177, 177)
+    assert counts[8, '30 % at deployment alone'] == (147, 59) and counts[8, '85 %'] == (147, 167)
+    assert all(count == (147, 147) for (table, _), count in counts.items() if table in (2, 6, 7))
+    for place in range(2):
+        assert not torch.equal(removed[7, 'seed 0'][place], removed[7, 'seed 1'][place])
+        grids = [removed[7, row][place].reshape(14, 14) for row in ('eyes', 'mouth')]
+        assert grids[0][6, 4] and grids[0][6, 9] and grids[1][11, 6] and grids[1][11, 7]

@@ -4,6 +4,9 @@ needs = dict(
     train_faces="aligned faces to train on: a train.rec in InsightFace's packing, or a folder of identity folders "
     '(--cfg-options train_faces=PATH)',
 )
+mask_ratio = {{'$FACEMAE_MASK_RATIO:0.75'}}  # Table 3
+mask_regions = '{{$FACEMAE_MASK_REGIONS:none}}'  # Table 7: eyes, nose or mouth are always removed
+mask_seed = {{'$FACEMAE_MASK_SEED:0'}}  # Table 7
 
 train_dataloader = dict(
     batch_size=256,  # per process; the paper's 8 × 256
@@ -19,7 +22,13 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadFace', size=112),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-            dict(type='FaceMask', patch_size=8, mask_ratio=0.75, seed=0),  # 8 of 112 is 16 of 224
+            dict(
+                type='FaceMask',
+                patch_size=8,  # of 112: 16 of 224
+                mask_ratio=mask_ratio,
+                regions=[] if mask_regions == 'none' else [mask_regions],
+                seed=mask_seed,
+            ),
             dict(type='HashFace'),  # by which IRMLoss's cache knows a face
             dict(type='PackInputs', meta_keys=('img_key', 'sample_idx', 'flip', 'img_digest')),
         ],
