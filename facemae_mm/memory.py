@@ -5,7 +5,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -16,9 +16,10 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS, TRANSFORMS
 from mmpretrain.structures import DataSample
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from .models.embedders import OnnxFaceNet
 from .precision import native_bfloat16
 
 #: What a process takes of its own beside model and activations: 600 MiB at rest, the rest passing buffers (measured).
@@ -195,12 +196,14 @@ def _gib(size: int) -> str:
 
 
 def _without_files(model: dict) -> dict:
-    """The config of a model that reads no weights and talks to no other process."""
+    """The config of a model that talks to no other process and reads no file, but for a network that is one (ONNX)."""
     model = copy.deepcopy(model)
 
     def strip(node: object) -> None:
         if isinstance(node, dict):
-            for key in ('checkpoint', 'init_cfg', 'pretrained', 'gather'):
+            backbone = node.get('backbone')
+            is_file = isinstance(backbone, dict) and backbone.get('type') == 'OnnxFaceNet'
+            for key in ('init_cfg', 'pretrained', 'gather', 'cache', *([] if is_file else ['checkpoint'])):
                 node.pop(key, None)
         for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
             strip(child)
@@ -235,7 +238,8 @@ def _kept_for_backward(model: torch.nn.Module, config: Config, fake: FakeTensorM
     autocast = wrapper.get('type') == 'AutocastOptimWrapper' and (wrapper.get('emulate') or native_bfloat16('cpu'))
     data_samples = _samples(model, config, samples)
     stay = mock.patch.object(torch.nn.Module, 'to', lambda module, *_, **__: module)  # fake modules cannot move
-    with _OnShapes(fake), stay, torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+    read = mock.patch.object(OnnxFaceNet, '__init__', _for_real(OnnxFaceNet.__init__))
+    with _OnShapes(fake), stay, read, torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model(torch.empty(samples, 3, height, width), data_samples, mode='loss')
     del loss
@@ -254,6 +258,16 @@ def _samples(model: torch.nn.Module, config: Config, number: int) -> list[DataSa
     for sample in samples:
         sample.set_field(mask, 'mask', dtype=torch.Tensor)
     return samples
+
+
+def _for_real(function: Callable) -> Callable:
+    """A function that runs on real tensors wherever it is called."""
+
+    def run(*args, **kwargs):
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return run
 
 
 class _OnShapes(TorchDispatchMode):

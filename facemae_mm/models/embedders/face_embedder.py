@@ -15,6 +15,7 @@ from torch import nn
 from ...alignment import ARCFACE_SIZE, ARCFACE_TEMPLATE, similarity_transform
 from ...precision import native_bfloat16
 from .frozen_layers import freeze_layers
+from .onnx_face_net import find_recognition_model
 
 PACKAGE = 'package:'
 
@@ -26,18 +27,21 @@ def resolve_checkpoint(checkpoint: str | Path) -> Path:
     """The file of a checkpoint.
 
     Args:
-        checkpoint: A path, or ``package:NAME/PATH``: a file inside an installed Python package,
-            which is located and never imported.
+        checkpoint: A path; the folder of an InsightFace pack, whose recognition model is meant; or
+            ``package:NAME/PATH``: a file inside an installed Python package, which is located and
+            never imported.
 
     Returns:
         Path of a file that exists.
 
     Raises:
-        FileNotFoundError: The package or the file is absent.
+        FileNotFoundError: The package or the file is absent, or a folder is no pack.
     """
     checkpoint = str(checkpoint)
     if not checkpoint.startswith(PACKAGE):
         path = Path(checkpoint).expanduser()
+        if path.is_dir():
+            return find_recognition_model(path)
         if not path.is_file():
             raise FileNotFoundError(
                 f'Embedder checkpoint {path} does not exist. Put the file there, or set the '
@@ -55,12 +59,13 @@ def resolve_checkpoint(checkpoint: str | Path) -> Path:
     )
 
 
-def read_torch_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+def read_torch_checkpoint(path: str | Path, strip_backbone: bool = True) -> dict[str, torch.Tensor]:
     """State dict of a network that torch saved.
 
     Args:
         path: A bare state dict (arcface_torch), or a checkpoint of this project's `FaceRecognizer`,
             of which the backbone is taken.
+        strip_backbone: Take the entries of `backbone` alone where there are any, by its own keys.
 
     Returns:
         Tensors by the keys of the network itself.
@@ -83,7 +88,7 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             "of tensors. Save the network's state_dict with torch.save, bare or under the key "
             "'state_dict'."
         )
-    if any(key.startswith('backbone.') for key in state):
+    if strip_backbone and any(key.startswith('backbone.') for key in state):
         state = {key.removeprefix('backbone.'): value for key, value in state.items() if not key.startswith('head.')}
     return dict(state)
 
@@ -108,8 +113,8 @@ def load_strictly(backbone: nn.Module, state: Mapping[str, torch.Tensor], path: 
     if found:
         raise ValueError(
             f'Embedder checkpoint {path} does not fit {type(backbone).__name__}: '
-            f'{", ".join(found)}. Set the type, depth, base_channels and embedding_dim of '
-            '`backbone` as they were trained, or give the checkpoint that belongs to it.'
+            f'{", ".join(found)}. Set the type of `backbone` and its options (depth, arch, blocks, '
+            'base_channels, embedding_dim, …) as they were trained, or give the checkpoint that belongs to it.'
         )
     backbone.load_state_dict(state)
 
@@ -150,13 +155,14 @@ class FaceEmbedder(nn.Module):
     A backbone declares as attributes: `input_size`, `channel_order` ('rgb' or 'bgr'), `mean` and
     `std` (3 values each, in that order, [0, 255]), `embedding_dim`, `template` (the five points of
     ARCFACE_TEMPLATE in its input, (5, 2), or None where they lie as in the ArcFace crop), and
-    optionally `read_checkpoint(path)`, giving a state dict.
+    optionally `read_checkpoint(path)`, giving a state dict, or `from_checkpoint = True` where the file
+    holds the network itself, and its constructor takes the path as `checkpoint`.
 
     Args:
         backbone: Config of the network; normalised faces (N, 3, input_size, input_size) -> tuple,
             whose last entry is the embedding (N, D).
-        checkpoint: Its weights: a path, or ``package:NAME/PATH`` inside an installed package. They
-            must fit strictly. None leaves it random, for tests.
+        checkpoint: Its weights: a path, the folder of an InsightFace pack, or ``package:NAME/PATH``
+            inside an installed package. They must fit strictly. None leaves it random, for tests.
         channel_order: In place of the declared one ('bgr' for AdaFace's and CVLface's weights).
         mean: In place of the declared one.
         std: In place of the declared one.
@@ -188,6 +194,9 @@ class FaceEmbedder(nn.Module):
             raise ValueError(f"FaceEmbedder: precision {precision!r} is neither 'float32' nor 'bfloat16'.")
         self.precision = precision
         if not isinstance(backbone, nn.Module):
+            kind = backbone['type'] if isinstance(backbone['type'], type) else MODELS.get(backbone['type'])
+            if checkpoint is not None and getattr(kind, 'from_checkpoint', False):
+                backbone = {**backbone, 'checkpoint': resolve_checkpoint(checkpoint)}
             backbone = MODELS.build(backbone)
         name = type(backbone).__name__
         undeclared = [attribute for attribute in DECLARED if not hasattr(backbone, attribute)]
@@ -212,8 +221,9 @@ class FaceEmbedder(nn.Module):
         else:
             path = resolve_checkpoint(checkpoint)
             self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            read = getattr(backbone, 'read_checkpoint', read_torch_checkpoint)
-            load_strictly(backbone, read(path), path)
+            if not getattr(backbone, 'from_checkpoint', False):
+                read = getattr(backbone, 'read_checkpoint', read_torch_checkpoint)
+                load_strictly(backbone, read(path), path)
         backbone = freeze_layers(backbone.requires_grad_(False).eval()).to(memory_format=torch.channels_last)
         self._backbone = (backbone,)  # in a tuple: no child module
         mean, std = mean or backbone.mean, std or backbone.std
