@@ -13,6 +13,7 @@ model = dict(
 
 train_dataloader = dict(
     drop_last=True,
+    sampler=dict(type='ResumableSampler'),
     dataset=dict(
         _delete_=True,
         **_base_.faces,
@@ -24,3 +25,4 @@ train_dataloader = dict(
     ),
 )
 resume = False  # MMPretrain's recipe resumes by itself; here --resume says so
+train_cfg = dict(type='ResumableTrainLoop')

@@ -16,6 +16,7 @@ model = dict(
 
 train_dataloader = dict(
     drop_last=True,
+    sampler=dict(type='ResumableSampler'),
     dataset=dict(
         _delete_=True,
         **_base_.faces,
@@ -26,3 +27,4 @@ train_dataloader = dict(
         ],
     ),
 )
+train_cfg = dict(type='ResumableTrainLoop')

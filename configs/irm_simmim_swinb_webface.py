@@ -9,6 +9,7 @@ model = dict(head=dict(loss=dict(_delete_=True, **_base_.irm, beta=1.0)))  # N =
 
 train_dataloader = dict(
     drop_last=True,
+    sampler=dict(type='ResumableSampler'),
     dataset=dict(
         _delete_=True,
         **_base_.faces,
@@ -21,3 +22,4 @@ train_dataloader = dict(
         ],
     ),
 )
+train_cfg = dict(type='ResumableTrainLoop')

@@ -20,7 +20,7 @@ TRAIN_PARTS = ('train_dataloader', 'model', 'load_from', 'val_dataloader', 'val_
 TEST_PARTS = ('test_dataloader', 'model', 'load_from', 'test_evaluator')
 
 #: Top-level keys that MMEngine's Runner reads from a config beside its own arguments.
-RUNNER_KEYS = ('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn')
+RUNNER_KEYS = ('activation_checkpointing', 'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn')
 
 #: Keys whose values name a file or folder that must be there.
 INPUT_KEYS = ('source', 'pairs', 'checkpoint', 'load_from', 'links')

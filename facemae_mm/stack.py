@@ -23,6 +23,7 @@ def apply() -> None:
     allow_checkpoint_classes()
     drop_scope_of_collate_fn()
     write_checkpoints_whole()
+    checkpoint_activations_without_reentry()
 
 
 def check_packages() -> None:
@@ -144,6 +145,18 @@ def write_checkpoints_whole() -> None:
 
     mmengine.runner.save_checkpoint = runner.save_checkpoint = save_checkpoint
     runner.find_latest_checkpoint = checkpoints.find_latest_checkpoint
+
+
+def checkpoint_activations_without_reentry() -> None:
+    """Lets `activation_checkpointing` in a recipe say how torch is to do it, as torch ≥ 2.9 asks for.
+
+    The variant that does not enter autograd again goes with DDP and with inputs that need no gradient. Can go when
+    mmengine passes `use_reentrant` itself.
+    """
+    from mmengine.runner import activation_checkpointing
+    from torch.utils.checkpoint import checkpoint
+
+    activation_checkpointing.checkpoint = functools.partial(checkpoint, use_reentrant=False)
 
 
 def history_method(owner: type, name: str) -> object:

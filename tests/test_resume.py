@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
 from test_distributed import free_port
 from tiny import write_faces
 
 from facemae_mm.checkpoints import find_latest_checkpoint
 from facemae_mm.config import load_config
-from facemae_mm.datasets import FaceRecordDataset
+from facemae_mm.datasets import FaceRecordDataset, ResumableSampler, resumable_sampler
+from facemae_mm.engine import resumable_train_loop
+from facemae_mm.randomness import keyed_seed
 
 #: 16 faces in batches of 2, two batches a step: 8 iterations an epoch, 24 in all. Everything that draws or remembers.
 RECIPE = """
@@ -107,8 +110,10 @@ def command(recipe, work, *flags, processes=1, kill_moment=None, kill_at_line=No
     lines = []
     for line in child.stdout:
         lines.append(line)
-        if kill_at_line and kill_at_line in line:
-            os.killpg(child.pid, signal.SIGKILL)
+        if kill_at_line and re.search(kill_at_line, line):
+            for process in Path('/proc').glob('[0-9]*/cmdline'):  # torchrun puts each into a session of its own
+                if f'\0{work}\0' in process.read_text():
+                    os.kill(int(process.parent.name), signal.SIGKILL)
             kill_at_line = None
     return child.wait(timeout=60), ''.join(lines)
 
@@ -173,16 +178,17 @@ def test_killed_while_its_checkpoint_is_written_and_resumed(recipe, whole, tmp_p
 @pytest.mark.parametrize('processes', [1, 2, 3])
 def test_killed_again_and_again(recipe, tmp_path, processes):
     """In every moment of a checkpoint's writing, and wherever a line of the log catches it."""
-    options = dict(processes=processes, train_dataloader__batch_size=1, train_cfg__max_epochs=6)
+    batch_size = 2 if processes == 1 else 1
+    options = dict(processes=processes, train_dataloader__batch_size=batch_size, train_cfg__max_epochs=6)
     code, text = command(recipe, tmp_path / 'expected', **options)
     assert code == 0, text
     moments = [
         dict(kill_moment='written 1'),
         dict(kill_moment='named 1'),
         dict(kill_moment='noted 1'),
-        dict(kill_at_line='[3][2/'),
-        dict(kill_at_line='[4][1/'),
-        dict(kill_at_line='[5][2/'),
+        dict(kill_at_line=r'\[3\]\[ *2/'),
+        dict(kill_at_line=r'\[4\]\[ *1/'),
+        dict(kill_at_line=r'\[5\]\[ *2/'),
     ]
     work, reached = tmp_path / 'killed', []
     for moment in moments:
@@ -281,3 +287,79 @@ def test_resume_finds_the_last_complete_checkpoint(tmp_path, caplog):
     assert find_latest_checkpoint(str(tmp_path)) == str(one)
     record.unlink()  # killed before the first one was noted
     assert find_latest_checkpoint(str(tmp_path)) == str(two)
+
+
+def losses(work):
+    logs = [json.loads(line) for file in sorted(work.glob('*/vis_data/scalars.json')) for line in open(file)]
+    return {log['step']: log['loss'] for log in logs}
+
+
+def test_another_number_of_processes_goes_on_with_the_same_samples(recipe, tmp_path):
+    """One, then two, then one again; every loss that is gathered over processes is that of the run that had one."""
+    torch.manual_seed(0)
+    phi = dict(type='IResNet', depth=18, base_channels=4)
+    torch.save(MODELS.build(phi).state_dict(), tmp_path / 'phi.pth')
+    gathered = tmp_path / 'gathered.py'
+    loss = dict(_delete_=True, type='IRMLoss', gather=True, beta=1.0, mean=[127.5] * 3, std=[127.5] * 3)
+    loss['phi'] = dict(type='FaceEmbedder', backbone=phi, checkpoint=str(tmp_path / 'phi.pth'))
+    gathered.write_text(
+        f"""
+_base_ = '{recipe}'
+model = dict(backbone=dict(drop_path_rate=0.0), head=dict(loss={loss}))
+optim_wrapper = dict(accumulative_counts=1)
+default_hooks = dict(checkpoint=dict(interval=6, max_keep_ckpts=-1))
+train_cfg = dict(max_epochs=10)
+"""
+    )
+    alone, two, back = tmp_path / 'alone', tmp_path / 'two', tmp_path / 'back'
+    run(gathered, alone, train_dataloader__batch_size=4)
+    code, text = command(gathered, two, '--resume', str(alone / 'iter_6.pth'), processes=2)  # 2 × 2, in mid-epoch
+    assert code == 0, text
+    assert 'accumulated = 2×2×1, trained until now with 4×1×1. The order of samples goes on.' in text
+    assert 'number of faces' in text and 'learning rate.' not in text and 'Schedules' not in text
+    run(gathered, back, resume=two / 'iter_18.pth', train_dataloader__batch_size=4)
+    expected = losses(alone)
+    for work, first in ((two, 7), (back, 19)):
+        found = losses(work)
+        assert sorted(found) == list(range(first, 41)) and len(found) >= 20
+        assert max(abs(found[step] - expected[step]) for step in found) < 1e-4, work
+    assert max(expected.values()) - min(expected.values()) > 0.01  # it did train
+
+
+def test_another_batch_goes_on_with_the_rest_of_the_epoch_and_says_what_changes(recipe, tmp_path, monkeypatch):
+    read, said = [], []
+    info = FaceRecordDataset.get_data_info
+    monkeypatch.setattr(FaceRecordDataset, 'get_data_info', lambda self, i: read.append(i) or info(self, i))
+    monkeypatch.setattr(resumable_train_loop, 'print_log', lambda text, **_: said.append(text))
+    run(recipe, tmp_path / 'first', train_cfg__max_epochs=1, default_hooks__checkpoint__max_keep_ckpts=-1)
+    expected, read[:] = read[:], []
+    changed = dict(train_dataloader__batch_size=3, optim_wrapper__accumulative_counts=1)
+    runner = run(recipe, tmp_path / 'second', resume=tmp_path / 'first/iter_4.pth', **changed)
+    assert read[:6] == expected[8:14] and len(read) == 6 + 2 * 15  # 2 + 5 + 5 iterations of 3
+    assert (runner.iter, runner.max_iters, runner.epoch) == (4 + 2 + 10, 16, 3)
+    assert len(said) == 1 and '3×1×1, trained until now with 2×1×2' in said[0]
+    assert all(word in said[0] for word in ('learning rate', 'Schedules', 'β'))
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4])
+def test_order_of_samples(monkeypatch, processes):
+    """That of one process, dealt out in turn, whole steps only."""
+    samplers = []
+    for rank in range(processes):
+        monkeypatch.setattr(resumable_sampler, 'get_dist_info', lambda rank=rank: (rank, processes))
+        samplers.append(ResumableSampler(range(103), seed=3))
+    for sampler in samplers:
+        sampler.step = 8 // processes
+    assert {len(sampler) for sampler in samplers} == {96 // processes}
+
+    def order(epoch, consumed):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+            sampler.consumed = consumed
+        return [index for turn in zip(*samplers, strict=True) for index in turn]
+
+    generator = torch.Generator().manual_seed(keyed_seed('order', 3, 5))
+    expected = torch.randperm(103, generator=generator).tolist()
+    assert order(5, 0) == expected[:96] and order(5, 24) == expected[24:96]
+    assert order(5, 21) == expected[21 : 21 + 80] and order(5, 96) == [] == order(5, 200)
+    assert order(6, 0) != order(5, 0) and {len(sampler) for sampler in samplers} == {96 // processes}
