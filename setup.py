@@ -31,10 +31,12 @@ REQUIRES = [
     'mmpretrain>=1.2.0,<2',
     'numpy>=1.26',
     'insightface>=2.1,<3',
+    'onnx2torch>=1.5.15,<2',
     'opencv-python',
     'simplejpeg>=1.8',
     'matplotlib>=3.8',
     'tqdm',
+    'tensorboard>=2.15',
     'setuptools>=64,<81',  # mmengine 0.10.7 imports pkg_resources
 ]
 EXTRAS = {

@@ -12,7 +12,7 @@ print(int(re.search(r'VmHWM:\s*(\d+) kB', open('/proc/self/status').read())[1]) 
 """
 
 
-def print_ratio(name: str, ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> str:
+def print_ratio(name: str, ours: Callable[[], float], peer: Callable[[], float], rounds: int, digits: int = 0) -> str:
     """Runs A B A B … after a warm-up of each, and prints the median of ours / peer.
 
     Args:
@@ -20,6 +20,7 @@ def print_ratio(name: str, ours: Callable[[], float], peer: Callable[[], float],
         ours: Runs one round and returns its rate (or time).
         peer: The same for the peer.
         rounds: How many of each, at least 3.
+        digits: Of the printed rates or times.
 
     Returns:
         The line for the last block of output: ``ratio NAME VALUE``.
@@ -29,7 +30,10 @@ def print_ratio(name: str, ours: Callable[[], float], peer: Callable[[], float],
     ratios = sorted(a / b for a, b in pairs)
     a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
     median = statistics.median(ratios)
-    print(f'{name}: ours {a:,.0f}, peer {b:,.0f}; ratio {median:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})', flush=True)
+    print(
+        f'{name}: ours {a:,.{digits}f}, peer {b:,.{digits}f}; ratio {median:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})',
+        flush=True,
+    )
     return f'ratio {name} {median:.3f}'
 
 

@@ -16,7 +16,9 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),  # without a GPU, tools/ start gloo
 )
-visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(  # curves and panels: tensorboard --logdir work_dirs
+    type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+)
 log_level = 'INFO'
 load_from = None
 resume = False

@@ -2,9 +2,11 @@
 
 from .autocast_optim_wrapper import AutocastOptimWrapper
 from .divergence_hook import DivergenceHook
+from .embedder_check_hook import EmbedderCheckHook
 from .irm_target_check_hook import IRMTargetCheckHook
 from .keyed_randomness_hook import KeyedRandomnessHook
 from .reconstruction_export_hook import ReconstructionExportHook
+from .reconstruction_panel_hook import ReconstructionPanelHook
 from .reconstruction_show_hook import ReconstructionShowHook
 from .resumable_train_loop import ResumableTrainLoop
 from .start_weights_hook import StartWeightsHook
@@ -13,9 +15,11 @@ from .whole_checkpoint_hook import WholeCheckpointHook
 __all__ = [
     'AutocastOptimWrapper',
     'DivergenceHook',
+    'EmbedderCheckHook',
     'IRMTargetCheckHook',
     'KeyedRandomnessHook',
     'ReconstructionExportHook',
+    'ReconstructionPanelHook',
     'ReconstructionShowHook',
     'ResumableTrainLoop',
     'StartWeightsHook',
