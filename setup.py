@@ -32,7 +32,6 @@ REQUIRES = [
     'numpy>=1.26',
     'insightface>=2.1,<3',
     'onnx2torch>=1.5.15,<2',
-    'onnx2torch>=1.5.15,<2',
     'opencv-python',
     'simplejpeg>=1.8',
     'matplotlib>=3.8',

@@ -5,6 +5,32 @@ import re
 import subprocess
 import sys
 
+import pytest
+
+
+def train_step(repository, *options):
+    command = [sys.executable, str(repository / 'benchmarks/train_step.py'), *options]
+    env = os.environ | dict(PYTHONPATH=str(repository))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, dict(re.findall(r'^ratio (\w+) ([\d.]+)$', done.stdout, re.MULTILINE))
+
+
+def test_both_sides_of_train_step_learn_alike(repository):
+    text, ratios = train_step(repository, '--curves-only', '--steps', '24')
+    assert list(ratios) == ['loss_deviation'] and float(ratios['loss_deviation']) < 0.01
+    losses = re.findall(r'(Ours|Peer): loss ([\d.]+) at first, ([\d.]+) over', text)
+    assert [name for name, *_ in losses] == ['Ours', 'Peer'] and losses[0][1] == losses[1][1]
+    assert all(float(last) < float(first) for _, first, last in losses)
+
+
+@pytest.mark.slow
+def test_train_step_prints_its_ratios(repository):
+    text, ratios = train_step(repository, '--batch', '2', '--depth', '18', '--steps', '24')
+    assert list(ratios) == ['step_time', 'peak_share', 'step_memory', 'loss_deviation']
+    assert all(float(value) > 0 for name, value in ratios.items() if name != 'loss_deviation')
+    assert 0 < float(ratios['peak_share']) < 1 and 'arithmetic: ours' in text
+
 
 def test_records_prints_its_ratios(repository, tmp_path):
     env = {name: value for name, value in os.environ.items() if name != 'FACEMAE_MXNET_PYTHON'}

@@ -3,7 +3,6 @@
 from .autocast_optim_wrapper import AutocastOptimWrapper
 from .divergence_hook import DivergenceHook
 from .embedder_check_hook import EmbedderCheckHook
-from .embedder_check_hook import EmbedderCheckHook
 from .irm_target_check_hook import IRMTargetCheckHook
 from .keyed_randomness_hook import KeyedRandomnessHook
 from .reconstruction_export_hook import ReconstructionExportHook
@@ -16,7 +15,6 @@ from .whole_checkpoint_hook import WholeCheckpointHook
 __all__ = [
     'AutocastOptimWrapper',
     'DivergenceHook',
-    'EmbedderCheckHook',
     'EmbedderCheckHook',
     'IRMTargetCheckHook',
     'KeyedRandomnessHook',
