@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,27 @@ def test_what_could_not_go_on_is_refused_at_start(recipe, tmp_path, options, mes
     with pytest.raises((ValueError, TypeError), match=message):
         run(recipe, tmp_path, **options)
     assert not list(tmp_path.glob('*.pth'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
+def test_nan_ends_every_process_of_the_command_and_leaves_a_checkpoint_to_go_on_from(recipe, tmp_path, processes):
+    """By a learning rate that jumps in iteration 7."""
+    jump = recipe.parent / 'jump.py'
+    rates = "param_scheduler = [dict(type='MultiStepLR', milestones=[6], gamma=1e40, by_epoch=False)]\n"
+    jump.write_text(f"_base_ = '{recipe}'\n{rates}")
+    options = dict(default_hooks__checkpoint__interval=6, processes=processes)
+    begun = time.monotonic()
+    code, text = command(jump, tmp_path, **options)
+    assert code == 1 and re.search(r'FloatingPointError: Loss is (nan|inf), at epoch [23], iteration', text), text
+    assert time.monotonic() - begun < 120
+    assert not [p for p in Path('/proc').glob('[0-9]*/cmdline') if f'\0{tmp_path}\0' in p.read_text()]
+    assert [path.name for path in tmp_path.glob('*.pth*')] == ['iter_6.pth']
+    iteration, found, _ = state(tmp_path)
+    assert iteration == 6 and all(torch.isfinite(value).all() for value in found.values())
+    report = json.loads(next(tmp_path.glob('stopped_iter_*_rank_*.json')).read_text())
+    assert report['last_checkpoint'].endswith('iter_6.pth') and report['lr'][0] > 1e30
+    assert len(report['images']) == 2 and all(key.startswith('person_') for key in report['images'])
 
 
 def checkpoint(folder, name, age=0):
