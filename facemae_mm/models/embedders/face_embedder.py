@@ -254,7 +254,8 @@ class FaceEmbedder(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256, hexadecimal, of all that an embedding depends on: weights, alignment, normalisation, precision."""
-        digest = hashlib.sha256(f'{type(self.backbone).__name__} {self.channel_order} {self.precision}'.encode())
+        options = (type(self.backbone).__name__, self.sha256, self.channel_order, self.precision)
+        digest = hashlib.sha256(repr(options).encode())
         for name, tensor in (*self.backbone.state_dict().items(), *self.named_buffers()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
