@@ -142,7 +142,9 @@ def init_distributed(config: Config, launcher: str) -> None:
         dict(
             type='MMDistributedDataParallel',
             broadcast_buffers=False,
-            find_unused_parameters=config.get('find_unused_parameters', False),
+            # False lets DDP sort its buckets anew after the first step of a process; from three processes on, gloo then
+            # adds in another order, and a resumed run would differ in its last bits from one that was not stopped.
+            find_unused_parameters=config.get('find_unused_parameters', processes > 2),
         ),
         **(config.get('model_wrapper_cfg') or {}),
         device_ids=None,
