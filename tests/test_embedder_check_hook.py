@@ -76,6 +76,8 @@ def faces(tmp_path_factory):
 class Runner:
     """What the hook asks of a runner."""
 
+    iter = 0
+
     def __init__(self, source, *phis, **loss) -> None:
         self.model = nn.Sequential(nn.Linear(1, 1), IRMLoss([dict(type=type(phi)) for phi in phis] or None, **loss))
         if phis:
@@ -127,6 +129,14 @@ def test_what_cannot_be_checked_is_said(faces, caplog):
     EmbedderCheckHook().before_train(Runner(None, im_weight=0, beta=0, mse_weight=1))  # no φ: looks at nothing
     with pytest.raises(ValueError, match='identities=4'):
         EmbedderCheckHook(identities=4)
+
+
+def test_a_run_that_goes_on_is_not_looked_at_again(faces):
+    runner = Runner(FaceRecordDataset(str(faces)), FaceEmbedder(Noise(), checkpoint=None))
+    with pytest.raises(ValueError, match='AUC'):
+        EmbedderCheckHook().before_train(runner)
+    runner.iter = 7
+    EmbedderCheckHook().before_train(runner)
 
 
 def test_the_same_faces_each_time(faces):
