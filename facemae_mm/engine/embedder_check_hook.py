@@ -204,9 +204,10 @@ def _embed(phi: nn.Module, faces: torch.Tensor, **setting: object) -> np.ndarray
 
 
 def _other_settings(phi: FaceEmbedder, every: bool) -> Sequence[dict]:
-    """The other channel order and the usual normalisations, one at a time; with `every`, also both at once."""
+    """The other channel order, the network's own and the usual normalisations, one at a time; `every`: also both."""
     own = tuple(phi.mean.flatten().tolist()), tuple(phi.std.flatten().tolist())
     orders = [{}, dict(channel_order='bgr' if phi.channel_order == 'rgb' else 'rgb')]
-    normalisations = [{}] + [dict(mean=m, std=s) for m, s in NORMALISATIONS if not np.allclose((m, s), own)]
+    known = ((phi.backbone.mean, phi.backbone.std), *NORMALISATIONS)
+    normalisations = [{}] + [dict(mean=m, std=s) for m, s in known if not np.allclose((m, s), own)]
     settings = [order | normalisation for order, normalisation in product(orders, normalisations)]
     return [setting for setting in settings if setting and (every or len(setting) < 3)]
