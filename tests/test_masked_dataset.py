@@ -241,8 +241,8 @@ def test_killed_at_each_step_of_the_end(tmp_path, faces, mask, monkeypatch, step
 
             return call
 
-        for name in ('write_text', 'write_bytes', 'replace', 'rename'):
-            monkeypatch.setattr(f'pathlib.Path.{name}', dying(getattr(Path, name)))
+        for owner, name in ((Path, 'write_text'), (Path, 'write_bytes'), (os, 'replace'), (os, 'rename')):
+            monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
         mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
         os._exit(next(steps))
     status = os.waitpid(child, 0)[1]

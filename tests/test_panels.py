@@ -1,5 +1,7 @@
 """What TensorBoard shows of a training: curves, and panels of the faces themselves."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -61,6 +63,8 @@ def test_curves_and_panels_reach_tensorboard(trained):
     assert curves <= set(shown.Tags()['scalars'])
     assert [event.step for event in shown.Scalars('phi_similarity')] == list(range(1, 7))
     assert all(-1 <= event.value <= 1 for event in shown.Scalars('phi_similarity'))
+    (folder,) = Path(runner.work_dir).rglob('vis_data')
+    assert folder.stat().st_mode & 0o777 == 0o700  # real faces
     panels = pictures(shown)
     assert sorted(panels) == [1, 3, 6]
     assert panels[6].shape == (3 * 112, 4 * 112, 3)

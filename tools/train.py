@@ -49,10 +49,11 @@ def apply_flags(config: Config, args: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         if args.amp or wrapper.get('type') == 'AmpOptimWrapper':  # which asserts an accelerator
             wrapper.type = 'AutocastOptimWrapper'
-            wrapper.pop('loss_scale', None)
     elif args.amp and wrapper.get('type') != 'AutocastOptimWrapper':  # bfloat16 already
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
+    if wrapper.get('type') == 'AutocastOptimWrapper':
+        wrapper.pop('loss_scale', None)  # of an inherited recipe: bfloat16 needs none
     if args.resume is not None:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else args.resume

@@ -1,5 +1,7 @@
 """Pictures of what training reconstructs, to look at while it goes on."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import torch
@@ -19,8 +21,8 @@ class ReconstructionPanelHook(Hook):
     """Shows a few faces of the training set, always the same under the same masks: original, masked, reconstructed.
 
     The panel, a column a face, goes to every backend of the visualizer as `reconstruction`, at the first iteration and
-    every `interval` after it. Its first row is real faces: what the backends keep is for the owner. Other models than
-    `FaceMAE` have no panel, nor has one that predicts normalised patches.
+    every `interval` after it. Its first row is real faces: the owner alone may enter the folder of the backends. Other
+    models than `FaceMAE` have no panel, nor has one that predicts normalised patches.
 
     Args:
         interval: Iterations from a panel to the next.
@@ -36,6 +38,9 @@ class ReconstructionPanelHook(Hook):
         """Takes the faces from the training set."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if isinstance(model, FaceMAE) and not model.head.norm_pix and is_main_process():
+            shown = Path(runner.log_dir) / 'vis_data'  # where MMEngine's file backends write
+            shown.mkdir(parents=True, exist_ok=True)
+            shown.chmod(0o700)
             dataset = runner.train_dataloader.dataset
             chosen = np.linspace(0, len(dataset) - 1, min(self.faces, len(dataset))).astype(int)
             self._batch = [dataset[int(i)] for i in chosen]

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..datasets import ResumableSampler
 from ..randomness import run_seed
+from .keyed_randomness_hook import face_sets
 
 #: Under which MessageHub, and so every checkpoint, keeps where in its epoch the training is.
 POSITION = 'train_position'
@@ -31,6 +32,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     Raises:
         TypeError: The loader has another sampler.
         ValueError: The set has not enough samples for a step.
+        RuntimeError: `KeyedRandomnessHook` is missing, without which faces are not drawn anew.
     """
 
     def __init__(self, runner, dataloader, max_epochs: int, **kwargs) -> None:
@@ -54,9 +56,23 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     def run(self) -> nn.Module:
         """Trains from where the checkpoint was taken to the end."""
         resumed = self._iter > 0
+        hooks = [type(hook).__name__ for hook in self.runner.hooks]
+        if any(face_sets(self.dataloader.dataset)) and 'KeyedRandomnessHook' not in hooks:
+            raise RuntimeError(
+                'ResumableTrainLoop: without KeyedRandomnessHook every epoch has the same masks and flips. Add to '
+                "the recipe's hooks in place of replacing them: custom_hooks = [*_base_.custom_hooks, …]."
+            )
         self.sampler.seed = run_seed(self.runner)
         if resumed:
-            self._go_on(self.runner.message_hub.get_info(POSITION, {}))
+            position = self.runner.message_hub.get_info(POSITION, {})
+            if not position and self._iter % len(self.dataloader):
+                print_log(
+                    f'The checkpoint of iteration {self._iter} does not say where in its epoch it was taken, as those '
+                    'of MMEngine’s own loops do not: this epoch is done again from its beginning.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+            self._go_on(position)
         self.runner.call_hook('before_train')
         if resumed and not self.sampler.consumed:
             self._validate()

@@ -19,8 +19,10 @@ class FeatureCache:
 
     Record 2·sample_idx + flip holds the digest of the pixels (`HashFace`), CRC-32 of what follows, and D float32. A
     record of other pixels, of a half-written one or of none is unknown: so a set that changed, or an augmentation
-    beyond the flip, costs time but never gives a wrong feature. Embeddings of faces are personal data: the owner alone
-    reads the file.
+    beyond the flip, costs time but never gives a wrong feature; two sets take each other's places. A feature that
+    another run computed, in another batch, may differ in its last bits: a run that must repeat them all takes its own
+    folder.
+    Embeddings of faces are personal data: the owner alone reads the file.
 
     Args:
         folder: Where the file is; made where it is absent.

@@ -1,10 +1,11 @@
 """L_dc of Eq. 2: instance relation matching in the feature space of a frozen φ."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModule
 from mmpretrain.models import PixelReconstructionLoss
 from mmpretrain.registry import MODELS
@@ -33,7 +34,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd's own stays as it is
         dist.all_reduce(grad)  # DDP's mean over processes divides by what this sums
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
@@ -141,6 +142,7 @@ class IRMLoss(BaseModule):
         self.gather = gather
         self.cache = cache
         self._caches = {}
+        self._seen_target = False
 
     def forward(
         self,
@@ -172,13 +174,14 @@ class IRMLoss(BaseModule):
             )
         with torch.autocast(pred.device.type, enabled=False):
             pred, target = pred.float(), target.detach().float()
-            if pred.ndim == 3:
+            if pred.ndim == 3 and not self._seen_target:
                 self._refuse_normalised(target)
+                self._seen_target = True
             terms = dict(mse=self._pixel_error(pred, target, mask))
             if self.im_weight or self.beta:
                 faces, originals = self._images(pred), lambda: self._images(target)
                 terms |= self._match(faces, originals, data_samples if self.cache else None)
-            self._publish(terms)
+            self._publish({f'irm_{name}': term for name, term in terms.items()})
             weights = dict(im=self.im_weight, rm=self.beta, mse=self.mse_weight)
             return sum(weights[name] * term for name, term in terms.items() if weights[name])
 
@@ -187,7 +190,12 @@ class IRMLoss(BaseModule):
         if self.phis is None:
             with torch.random.fork_rng():  # building draws numbers, which training must not notice
                 self.phis = nn.ModuleList(MODELS.build(cfg) for cfg in self.phi_cfgs).to(device)
-            MessageHub.get_current_instance().update_info('phi_sha256', ', '.join(str(phi.sha256) for phi in self.phis))
+            hub, now = MessageHub.get_current_instance(), ', '.join(str(phi.sha256) for phi in self.phis)
+            before = hub.get_info('phi_sha256', now)
+            if before != now:
+                text = f'φ is another one than before: its SHA-256 is {now}, the checkpoint was trained with {before}.'
+                print_log(text, logger='current', level=logging.WARNING)
+            hub.update_info('phi_sha256', now)
         return self.phis
 
     def _match(
@@ -195,7 +203,7 @@ class IRMLoss(BaseModule):
     ) -> dict[str, Tensor]:
         """Instance and relation matching in the space of every φ; images (N, 3, H, W), RGB in [0, 255]."""
         terms = dict(im=0.0, rm=0.0)
-        similarity, leak = 0.0, 0.0
+        similarity = leak = torch.zeros((), device=faces.device)
         for phi, weight in zip(self.embedders(faces.device), self.phi_coefficients, strict=True):
             f = self._original_features(phi, originals, data_samples, faces)
             f_hat = phi(faces)[-1]
@@ -216,13 +224,12 @@ class IRMLoss(BaseModule):
             terms['rm'] = terms['rm'] + weight * rm
             with torch.no_grad():
                 cosine = normalize(f_hat, dim=1) @ normalize(f, dim=1).T  # (N, N): reconstructions × originals
-                similarity += weight * cosine.diagonal().mean()
+                similarity = similarity + weight * cosine.diagonal().mean()
                 own = torch.arange(n, device=cosine.device)
-                leak = max(leak, (cosine.argmax(1) == own).float().mean())  # of the best-informed φ
-        hub = MessageHub.get_current_instance()
-        hub.update_scalar('train/irm_n', n)
-        hub.update_scalar('train/phi_similarity', similarity / sum(self.phi_coefficients))
-        hub.update_scalar('train/leak_top1', leak)
+                own_nearest = (cosine.argmax(1) == own).float().mean()
+                leak = torch.maximum(leak, own_nearest)  # of the best-informed φ
+        MessageHub.get_current_instance().update_scalar('train/irm_n', n)
+        self._publish(dict(phi_similarity=similarity / sum(self.phi_coefficients), leak_top1=leak))
         return terms
 
     @torch.no_grad()
@@ -237,7 +244,7 @@ class IRMLoss(BaseModule):
         if data_samples is None or phi.sha256 is None:  # random, and so another one in each run
             return phi(originals())[-1]
         if phi not in self._caches:
-            depends_on = f'{phi.fingerprint()} {tuple(like.shape[1:])}'
+            depends_on = f'{phi.fingerprint(like.device)} {tuple(like.shape[1:])} {self.patch_size}'
             self._caches[phi] = FeatureCache(self.cache, depends_on, phi.embedding_dim)
         cache = self._caches[phi]
         features, known = cache.read(data_samples)
@@ -283,5 +290,6 @@ class IRMLoss(BaseModule):
     def _publish(terms: dict[str, Tensor]) -> None:
         """Hands the terms to MMEngine's log; names without 'loss', which the runner would add to the total."""
         hub = MessageHub.get_current_instance()
-        for name, term in terms.items():
-            hub.update_scalar(f'train/irm_{name}', term.detach())
+        values = torch.stack([term.detach() for term in terms.values()]).cpu()  # a GPU is waited for once
+        for name, value in zip(terms, values, strict=True):
+            hub.update_scalar(f'train/{name}', value)

@@ -20,9 +20,9 @@ class ClassifierEmbedder(nn.Module):
         model: Config of a backbone, or of an ImageClassifier, of which backbone, neck and data_preprocessor are taken.
             Weights come from the checkpoint of `FaceEmbedder` alone, not from `init_cfg` or `pretrained`.
         input_size: Side of the faces, pixels.
-        channel_order: 'rgb' or 'bgr'. By default that of the data_preprocessor, else 'rgb'.
-        mean: What is subtracted, [0, 255]. By default that of the data_preprocessor, else ImageNet's.
-        std: What is divided by. By default that of the data_preprocessor, else ImageNet's.
+        channel_order: 'rgb' or 'bgr'. By default that of the data_preprocessor; 'rgb' where none is given.
+        mean: What is subtracted, [0, 255]. By default that of the data_preprocessor; ImageNet's where none is given.
+        std: What is divided by. By default that of the data_preprocessor; ImageNet's where none is given.
         template: The five points of ARCFACE_TEMPLATE in the input, (5, 2), pixels (x, y). None where faces are shown as
             they are, enlarged or reduced to `input_size`.
 
@@ -42,11 +42,13 @@ class ClassifierEmbedder(nn.Module):
         super().__init__()
         if 'backbone' not in model:
             model = dict(backbone=model)
-        shown = model.get('data_preprocessor') or {}
+        # What a data_preprocessor does not say, MMPretrain does not do: colours stay as they are read, BGR.
+        usual = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), to_rgb=True)
+        shown = usual if model.get('data_preprocessor') is None else model['data_preprocessor']
         self.input_size = input_size
-        self.channel_order = channel_order or ('rgb' if shown.get('to_rgb', True) else 'bgr')
-        self.mean = tuple(mean or shown.get('mean') or (123.675, 116.28, 103.53))
-        self.std = tuple(std or shown.get('std') or (58.395, 57.12, 57.375))
+        self.channel_order = channel_order or ('rgb' if shown.get('to_rgb', False) else 'bgr')
+        self.mean = tuple(mean or shown.get('mean') or (0.0, 0.0, 0.0))
+        self.std = tuple(std or shown.get('std') or (1.0, 1.0, 1.0))
         self.template = template
         self.backbone = MODELS.build(_without_weights(model['backbone']))
         self.neck = MODELS.build(_without_weights(model['neck'])) if model.get('neck') else None

@@ -252,14 +252,22 @@ class FaceEmbedder(nn.Module):
     def extra_repr(self) -> str:
         return f'{type(self.backbone).__name__}, checkpoint={self.checkpoint}, sha256={self.sha256}'
 
-    def fingerprint(self) -> str:
-        """SHA-256, hexadecimal, of all that an embedding depends on: weights, alignment, normalisation, precision."""
-        options = (type(self.backbone).__name__, self.sha256, self.channel_order, self.precision)
+    def fingerprint(self, device: torch.device) -> str:
+        """SHA-256, hexadecimal, of all that an embedding depends on: weights, alignment, normalisation, precision.
+
+        Args:
+            device: On which faces are embedded.
+        """
+        options = (type(self.backbone).__name__, self.sha256, self.channel_order, device.type, self._low(device))
         digest = hashlib.sha256(repr(options).encode())
         for name, tensor in (*self.backbone.state_dict().items(), *self.named_buffers()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def _low(self, device: torch.device) -> bool:
+        """Whether the network runs in bfloat16 there."""
+        return self.precision == 'bfloat16' and native_bfloat16(device)
 
     def align(self, faces: torch.Tensor) -> torch.Tensor:
         """Brings faces to the network's size and template.
@@ -298,7 +306,6 @@ class FaceEmbedder(nn.Module):
             if self.channel_order == 'bgr':
                 faces = faces.flip(1)
             faces = ((faces - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-            low = self.precision == 'bfloat16' and native_bfloat16(faces.device)
-            with torch.autocast(faces.device.type, torch.bfloat16, enabled=low):
+            with torch.autocast(faces.device.type, torch.bfloat16, enabled=self._low(faces.device)):
                 embedding = self.backbone(faces)[-1]
             return (embedding.float(),)

@@ -70,8 +70,8 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         shift = -self.running_mean * scale
         if self.affine:
             scale, shift = scale * self.weight, shift * self.weight + self.bias
-        scale, shift = (vector.to(x.dtype)[:, None, None] for vector in (scale, shift))
-        return torch.addcmul(shift, x, scale)
+        wide = x.to(torch.promote_types(x.dtype, scale.dtype))  # statistics in bfloat16 would shift whole channels
+        return torch.addcmul(shift[:, None, None], wide, scale[:, None, None]).to(x.dtype)
 
 
 def freeze_layers(network: nn.Module) -> nn.Module:
