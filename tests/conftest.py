@@ -6,8 +6,17 @@ from pathlib import Path
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """A test that changes how many threads torch takes changes the last bits of no other."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope='session')

@@ -19,7 +19,7 @@ from tiny import write_faces
 from facemae_mm.checkpoints import find_latest_checkpoint
 from facemae_mm.config import load_config
 from facemae_mm.datasets import FaceRecordDataset, ResumableSampler, resumable_sampler
-from facemae_mm.engine import resumable_train_loop
+from facemae_mm.engine import ReconstructionPanelHook, resumable_train_loop
 from facemae_mm.randomness import keyed_seed
 
 #: 16 faces in batches of 2, two batches a step: 8 iterations an epoch, 24 in all. Everything that draws or remembers.
@@ -207,6 +207,7 @@ def test_what_came_before_is_not_read_again(recipe, tmp_path, monkeypatch):
     read = []
     info = FaceRecordDataset.get_data_info
     monkeypatch.setattr(FaceRecordDataset, 'get_data_info', lambda self, i: read.append(i) or info(self, i))
+    monkeypatch.setattr(ReconstructionPanelHook, 'before_train', lambda *_: None)  # reads faces to show
     options = dict(default_hooks__checkpoint__max_keep_ckpts=-1)
     run(recipe, tmp_path, **options)
     assert len(read) == 48 and [sorted(read[i : i + 16]) for i in (0, 16, 32)] == [list(range(16))] * 3
@@ -352,6 +353,7 @@ def test_another_batch_goes_on_with_the_rest_of_the_epoch_and_says_what_changes(
     read, said = [], []
     info = FaceRecordDataset.get_data_info
     monkeypatch.setattr(FaceRecordDataset, 'get_data_info', lambda self, i: read.append(i) or info(self, i))
+    monkeypatch.setattr(ReconstructionPanelHook, 'before_train', lambda *_: None)  # reads faces to show
     monkeypatch.setattr(resumable_train_loop, 'print_log', lambda text, **_: said.append(text))
     run(recipe, tmp_path / 'first', train_cfg__max_epochs=1, default_hooks__checkpoint__max_keep_ckpts=-1)
     expected, read[:] = read[:], []
