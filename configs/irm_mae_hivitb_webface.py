@@ -26,3 +26,4 @@ train_dataloader = dict(
 )
 resume = False  # MMPretrain's recipe resumes by itself; here --resume says so
 train_cfg = dict(type='ResumableTrainLoop')
+visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])

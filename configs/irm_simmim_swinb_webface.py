@@ -23,3 +23,4 @@ train_dataloader = dict(
     ),
 )
 train_cfg = dict(type='ResumableTrainLoop')
+visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
