@@ -218,7 +218,7 @@ def test_facemae_and_its_moving_average_start_from_plain_mae(start):
         'facemae_vitb_webface',
         **{
             'model.head.loss.phi.checkpoint': None,
-            'custom_hooks': [dict(type='EMAHook'), dict(type='StartWeightsHook')],
+            'custom_hooks': [dict(type=f'{name}Hook') for name in ('EMA', 'StartWeights', 'KeyedRandomness')],
         },
     )
     assert torch.equal(found['neck.mask_token'], peer_state()['mask_token'])
