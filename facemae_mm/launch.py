@@ -86,6 +86,8 @@ def start(config: Config, launcher: str, parts: Sequence[str] = TRAIN_PARTS, che
         dist.all_gather_object(reasons, own)
     reason = next((reason for reason in reasons if reason), None)
     if reason:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # its threads would now and then abort the exit, with another code
         refuse(reason, local_rank)
 
 
