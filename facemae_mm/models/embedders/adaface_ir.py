@@ -9,7 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from .face_embedder import read_torch_checkpoint
-from .iresnet import STAGE_BLOCKS, conv3x3
+from .iresnet import STAGE_BLOCKS, conv3x3, refuse_other_sizes
 
 #: Whose classes a checkpoint of AdaFace's training may name: Lightning 1.4 keeps a callback's state under its class.
 NAMED_PACKAGES = ('pytorch_lightning', 'lightning', 'lightning_fabric')
@@ -155,11 +155,7 @@ class AdaFaceIR(BaseModule):
         Returns:
             The embedding (N, D) alone in a tuple: raw, float32, also under autocast.
         """
-        if x.shape[1:] != (3, self.input_size, self.input_size):
-            raise ValueError(
-                f'AdaFaceIR: input {tuple(x.shape)} is not (N, 3, {self.input_size}, {self.input_size}). '
-                f'Align the faces to {self.input_size}×{self.input_size}.'
-            )
+        refuse_other_sizes(self, x)
         x = self.body(self.input_layer(x))  # (N, 8·base_channels, 7, 7)
         with torch.autocast(x.device.type, enabled=False):
             return (self.output_layer(x.float()),)

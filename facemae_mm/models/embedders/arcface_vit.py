@@ -8,6 +8,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .iresnet import refuse_other_sizes
+
 #: arcface_torch's networks by name: embed_dims, depth, drop_path_rate, mask_ratio, with_cp. Its `random_masking` is
 #: called without the ratio, so any but 0 trained with 0.1, the `mask_005` of a name notwithstanding.
 ARCHITECTURES = {
@@ -154,11 +156,7 @@ class ArcFaceViT(BaseModule):
         Returns:
             The embedding (N, D) alone in a tuple: raw, float32, also under autocast.
         """
-        if x.shape[1:] != (3, self.input_size, self.input_size):
-            raise ValueError(
-                f'ArcFaceViT: input {tuple(x.shape)} is not (N, 3, {self.input_size}, {self.input_size}). '
-                f'Align the faces to {self.input_size}×{self.input_size} RGB.'
-            )
+        refuse_other_sizes(self, x)
         # arcface_torch's policy: the blocks in half precision, what is before and behind them in float32.
         with torch.autocast(x.device.type, enabled=False):
             x = self.patch_embed.proj(x.float()).flatten(2).transpose(1, 2) + self.pos_embed  # (N, 144, C)

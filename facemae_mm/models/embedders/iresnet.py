@@ -20,6 +20,16 @@ def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
 
 
+def refuse_other_sizes(network: nn.Module, x: torch.Tensor) -> None:
+    """Raises ValueError where a batch is not (N, 3, S, S) with S the network's `input_size`."""
+    size = network.input_size
+    if x.shape[1:] != (3, size, size):
+        raise ValueError(
+            f'{type(network).__name__}: input {tuple(x.shape)} is not (N, 3, {size}, {size}). '
+            f'Align the faces to {size}×{size} {network.channel_order.upper()}.'
+        )
+
+
 class IBasicBlock(nn.Module):
     """BN, conv, BN, PReLU, conv (stride), BN, plus the shortcut; nothing after the addition."""
 
@@ -111,11 +121,7 @@ class IResNet(BaseModule):
         Returns:
             The embedding (N, D) alone in a tuple: raw, float32, also under autocast.
         """
-        if x.shape[1:] != (3, self.input_size, self.input_size):
-            raise ValueError(
-                f'IResNet: input {tuple(x.shape)} is not (N, 3, {self.input_size}, '
-                f'{self.input_size}). Align the faces to {self.input_size}×{self.input_size} RGB.'
-            )
+        refuse_other_sizes(self, x)
         x = self.prelu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, 8·base_channels, 7, 7)
         x = self.dropout(self.bn2(x).flatten(1))

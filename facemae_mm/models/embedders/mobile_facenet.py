@@ -7,6 +7,8 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import nn
 
+from .iresnet import refuse_other_sizes
+
 
 class ConvBlock(nn.Module):
     """Convolution without bias, BN and, unless `linear`, PReLU."""
@@ -145,11 +147,7 @@ class MobileFaceNet(BaseModule):
         Returns:
             The embedding (N, D) alone in a tuple: raw, float32, also under autocast.
         """
-        if x.shape[1:] != (3, self.input_size, self.input_size):
-            raise ValueError(
-                f'MobileFaceNet: input {tuple(x.shape)} is not (N, 3, {self.input_size}, {self.input_size}). '
-                f'Align the faces to {self.input_size}×{self.input_size} RGB.'
-            )
+        refuse_other_sizes(self, x)
         for layer in self.layers:
             x = layer(x)  # (N, 128·scale, 7, 7) at the end
         with torch.autocast(x.device.type, enabled=False):  # arcface_torch's policy
