@@ -183,7 +183,7 @@ def test_several_sets_in_any_order_with_repeated_samples():
         single = [np.float32(data[0]), np.float32(data[1]), data[2]]
         expected = FaceVerification.calculate(*single, known)
         assert {k: metrics[f'{name}/{k}'] for k in expected} == expected
-    assert len(metrics) == 18
+    assert len(metrics) == 20
     shuffled = [made[i] for i in np.random.default_rng(0).permutation(size)] + made[:5]
     assert evaluate(shuffled, size) == metrics
 

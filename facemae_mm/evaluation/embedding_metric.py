@@ -1,5 +1,6 @@
 """A metric over embeddings: kept as arrays, gathered once, every image counted once."""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -44,7 +45,7 @@ class EmbeddingMetric(BaseMetric):
     Attributes:
         fields: Fields that are read from a sample, with their numpy dtype.
         key: Those of them that tell one image from another, in the order of sorting.
-        optional: Those that may be missing or None, which reads as ''.
+        optional: Those that may be missing or None, which reads as '' for text and NaN for numbers.
     """
 
     fields: ClassVar[dict[str, type]] = {}
@@ -77,7 +78,8 @@ class EmbeddingMetric(BaseMetric):
     def _column(self, name: str, data_samples: Sequence[dict]) -> np.ndarray:
         values = [sample.get(name) for sample in data_samples]
         if name in self.optional:
-            values = ['' if value is None else value for value in values]
+            absent = '' if self.fields[name] is str else math.nan
+            values = [absent if value is None else value for value in values]
         elif any(value is None for value in values):
             raise ValueError(
                 f'{type(self).__name__}: a sample has no {name}. Use a data set that gives it and '

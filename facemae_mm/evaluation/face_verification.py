@@ -1,5 +1,6 @@
 """Utility: are two faces the same person? InsightFace's ten-fold protocol on pairs."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -7,11 +8,12 @@ from mmpretrain.registry import METRICS
 
 from .embedding_metric import EmbeddingMetric, check_embeddings
 from .intervals import bootstrap_interval, resampled_identities, wilson_interval
+from .roc import roc_curve, save_roc
 
 FOLDS = 10
 THRESHOLDS = np.arange(0, 4, 0.01)  # of the accuracy, squared L2 distance
 FINE_THRESHOLDS = np.arange(0, 4, 0.001)  # of TAR at FAR
-FAR = 1e-3
+FARS = (1e-3, 1e-4, 1e-5, 1e-6)
 
 
 @METRICS.register_module()
@@ -21,16 +23,28 @@ class FaceVerification(EmbeddingMetric):
     Logs for each set, named '{set}/…': `accuracy` (mean over folds), `accuracy_std` (population),
     `accuracy_lo` and `accuracy_hi` (95 % interval), `interval_by_identity` (1: identities were
     resampled, 0: Wilson's interval over pairs because identities are unknown), `pairs`,
-    `tar@far=1e-3`, `auc`, `threshold` (squared L2, mean over folds).
+    `tar@far=1e-3`, `far_resolution`, `auc`, `threshold` (squared L2, mean over folds), `xnorm` (mean
+    norm of the raw embeddings, both passes of a flip test; where samples have embedding_norm), and
+    `tar@far=1e-4`, `tar@far=1e-5`, `tar@far=1e-6` where the set has pairs enough: FARs below
+    `far_resolution`, one false acceptance among the different pairs of nine folds, are left out, but
+    for InsightFace's 1e-3, which is an interpolation there.
 
-    Required fields of a sample: embedding, set_name, pair_index, side (0 or 1), same; identity
-    where known.
+    Required fields of a sample: embedding, set_name, pair_index, side (0 or 1), same; identity and
+    embedding_norm where known.
+
+    Args:
+        roc_dir: Folder for `roc.png` and `roc_{set}.csv`, written anew at each evaluation.
+        kwargs: Of MMEngine's `BaseMetric`.
     """
 
     default_prefix = ''
-    fields: ClassVar = dict(set_name=str, pair_index=int, side=int, same=bool, identity=str)
+    fields: ClassVar = dict(set_name=str, pair_index=int, side=int, same=bool, identity=str, embedding_norm=float)
     key = ('set_name', 'pair_index', 'side')
-    optional = ('identity',)
+    optional = ('identity', 'embedding_norm')
+
+    def __init__(self, roc_dir: str | Path | None = None, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.roc_dir = roc_dir
 
     def compute_metrics(self, results: dict[str, np.ndarray]) -> dict[str, float]:
         """One row of numbers per set.
@@ -38,7 +52,7 @@ class FaceVerification(EmbeddingMetric):
         Raises:
             ValueError: Where a pair lacks a side or a set cannot be cut into ten folds.
         """
-        metrics = {}
+        metrics, curves = {}, {}
         for name in np.unique(results['set_name']):
             chosen = results['set_name'] == name
             left, right = (
@@ -51,18 +65,35 @@ class FaceVerification(EmbeddingMetric):
                     f'FaceVerification: {halves.size} pairs of {name} have only one image, first '
                     f'pair {halves[0]}. Give both images of every pair (side 0 and side 1).'
                 )
+            embeddings = left['embedding'], right['embedding']
             identities = np.stack([left['identity'], right['identity']], 1)
+            norms = np.stack([left['embedding_norm'], right['embedding_norm']], 1)
             try:
                 values = self.calculate(
-                    left['embedding'],
-                    right['embedding'],
+                    *embeddings,
                     left['same'],
                     identities if (identities != '').all() else None,
+                    None if np.isnan(norms).any() else norms,
                 )
             except ValueError as error:
                 raise ValueError(f'{name}: {error}') from None
             metrics.update({f'{name}/{key}': value for key, value in values.items()})
+            if self.roc_dir is not None:
+                curves[str(name)] = self.roc(*embeddings, left['same'])
+        if curves:
+            save_roc(curves, self.roc_dir)
         return metrics
+
+    @staticmethod
+    def roc(embeddings1: np.ndarray, embeddings2: np.ndarray, same: np.ndarray) -> dict[str, np.ndarray]:
+        """ROC over all pairs of a set, without folds, by squared L2 distance: see `roc_curve`.
+
+        Args:
+            embeddings1: First image of each pair (P, D), not normalised.
+            embeddings2: Second image of each pair (P, D).
+            same: Whether the two are one person, (P,).
+        """
+        return roc_curve(_distance(embeddings1, embeddings2), same)
 
     @staticmethod
     def calculate(
@@ -70,13 +101,14 @@ class FaceVerification(EmbeddingMetric):
         embeddings2: np.ndarray,
         same: np.ndarray,
         identities: np.ndarray | None = None,
+        norms: np.ndarray | None = None,
     ) -> dict[str, float]:
         """All numbers of one set, in float64.
 
         The protocol: squared L2 distance of the normalised embeddings; ten consecutive folds; a
         pair is called same iff its distance < t, t being the first threshold that does best on
-        the nine other folds. TAR: the threshold at which the nine other folds have FAR 1e-3, by
-        linear interpolation, 0 where they never reach it.
+        the nine other folds. TAR at a FAR: the threshold at which the nine other folds have that FAR,
+        by linear interpolation, 0 where they never reach it.
 
         The interval resamples identities 1000 times with a fixed seed: a pair (a, b) weighs
         multiplicity(a) · multiplicity(b), a pair (a, a) multiplicity(a); the thresholds stay.
@@ -87,6 +119,7 @@ class FaceVerification(EmbeddingMetric):
             embeddings2: Second image of each pair (P, D).
             same: Whether the two are one person, (P,). The order of pairs makes the folds.
             identities: Who is shown, (P, 2).
+            norms: Norms of the raw embeddings, the mean over both passes of a flip test, (P, 2).
 
         Raises:
             ValueError: With fewer than ten pairs, with one kind of pairs only, with embeddings
@@ -107,7 +140,7 @@ class FaceVerification(EmbeddingMetric):
                 f'FaceVerification: all {len(same)} pairs show '
                 f'{"one person" if same.any() else "two persons"}. Give pairs of both kinds.'
             )
-        distance = np.square(_normalise(embeddings1) - _normalise(embeddings2)).sum(1)
+        distance = _distance(embeddings1, embeddings2)
         fold = np.concatenate([np.full(len(p), i) for i, p in enumerate(np.array_split(same, FOLDS))])
 
         threshold = _best_thresholds(distance, same, fold)
@@ -117,6 +150,7 @@ class FaceVerification(EmbeddingMetric):
             low, high = wilson_interval(correct.mean(), len(same))
         else:
             low, high = _interval_by_identity(correct, np.asarray(identities))
+        resolution, rates = _tar_at_far(distance, same, fold)
         return {
             'accuracy': float(accuracy.mean()),
             'accuracy_std': float(accuracy.std()),
@@ -124,10 +158,17 @@ class FaceVerification(EmbeddingMetric):
             'accuracy_hi': high,
             'interval_by_identity': int(identities is not None),
             'pairs': len(same),
-            'tar@far=1e-3': _tar_at_far(distance, same, fold),
+            **rates,
+            'far_resolution': resolution,
             'auc': _auc(distance, same),
             'threshold': float(threshold.mean()),
+            **({} if norms is None else {'xnorm': float(np.mean(norms))}),
         }
+
+
+def _distance(embeddings1: np.ndarray, embeddings2: np.ndarray) -> np.ndarray:
+    """Squared L2 distance of the normalised embeddings, (P, D) and (P, D) -> (P,) float64."""
+    return np.square(_normalise(embeddings1) - _normalise(embeddings2)).sum(1)
 
 
 def _normalise(embeddings: np.ndarray) -> np.ndarray:
@@ -151,19 +192,26 @@ def _best_thresholds(distance: np.ndarray, same: np.ndarray, fold: np.ndarray) -
     return THRESHOLDS[(correct.sum(0) - correct).argmax(1)]
 
 
-def _tar_at_far(distance: np.ndarray, same: np.ndarray, fold: np.ndarray) -> float:
-    """Mean over folds; those without a same pair, or without a different one elsewhere, are out."""
+def _tar_at_far(distance: np.ndarray, same: np.ndarray, fold: np.ndarray) -> tuple[float, dict[str, float]]:
+    """Least FAR that can be measured, and TARs: mean over folds with a same pair, and a different one elsewhere."""
     accepted = _accepted(distance[~same], fold[~same], FINE_THRESHOLDS)
-    rates = []
-    for i in range(FOLDS):
-        different = np.count_nonzero(~same & (fold != i))
-        test = distance[same & (fold == i)]
-        if different and test.size:
-            far = (accepted.sum(0) - accepted[i]) / different
-            reached = far[-1] >= FAR
-            threshold = np.interp(FAR, far, FINE_THRESHOLDS) if reached else 0.0
-            rates.append((test < threshold).mean())
-    return float(np.mean(rates))
+    different = np.bincount(fold[~same], minlength=FOLDS)
+    different = different.sum() - different
+    mates = [distance[same & (fold == i)] for i in range(FOLDS)]
+    used = [i for i in range(FOLDS) if different[i] and mates[i].size]
+    resolution = 1 / different[used].min()
+    tars = {}
+    for far in FARS:
+        if far < resolution and far != FARS[0]:
+            continue
+        rates = []
+        for i in used:
+            curve = (accepted.sum(0) - accepted[i]) / different[i]
+            threshold = np.interp(far, curve, FINE_THRESHOLDS) if curve[-1] >= far else 0.0
+            rates.append((mates[i] < threshold).mean())
+        exponent = f'{far:.0e}'.replace('e-0', 'e-')
+        tars[f'tar@far={exponent}'] = float(np.mean(rates))
+    return float(resolution), tars
 
 
 def _auc(distance: np.ndarray, same: np.ndarray) -> float:

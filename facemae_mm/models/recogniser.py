@@ -176,13 +176,17 @@ class FaceRecognizer(ImageClassifier):
         self.flip_test = flip_test
 
     def predict(self, inputs: Tensor, data_samples: list[DataSample] | None = None) -> list[DataSample]:
-        """Set the raw `embedding` of every image.
+        """Set the raw `embedding` of every image, and `embedding_norm`, a float: the mean norm of the passes.
 
         Args:
             inputs: Images (N, 3, H, W) as the data preprocessor made them.
             data_samples: N samples; None makes new ones.
         """
-        embedding = self.head.pre_logits(self.extract_feat(inputs))
+        passes = [self.head.pre_logits(self.extract_feat(inputs))]
         if self.flip_test:
-            embedding = embedding + self.head.pre_logits(self.extract_feat(inputs.flip(-1)))
-        return self.head.predict(embedding, data_samples)
+            passes.append(self.head.pre_logits(self.extract_feat(inputs.flip(-1))))
+        data_samples = self.head.predict(sum(passes), data_samples)
+        norms = torch.stack([embedding.norm(dim=1) for embedding in passes]).mean(0)
+        for sample, norm in zip(data_samples, norms.tolist(), strict=True):
+            sample.set_field(norm, 'embedding_norm', dtype=float)
+        return data_samples
