@@ -83,3 +83,17 @@ def apply_runtime_flags(config: Config, args: argparse.Namespace, loaders: Seque
 def build_runner(config: Config) -> Runner:
     """The recipe's own runner type, MMEngine's where it names none."""
     return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+def add_embedder_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what `open_embedder` takes beside the checkpoint."""
+    add = parser.add_argument
+    add('--config', metavar='RECIPE', help='recipe of the network, where its file does not tell')
+    add('--channel-order', choices=['rgb', 'bgr'], help='channels that it expects, in place of its own')
+    add('--mean', type=float, nargs=3, metavar='M', help='what is subtracted, [0, 255], in place of its own')
+    add('--std', type=float, nargs=3, metavar='S', help='what is divided by, in place of its own')
+
+
+def embedder_flags(args: argparse.Namespace) -> dict:
+    """Those flags as arguments of `open_embedder`."""
+    return {key: getattr(args, key) for key in ('config', 'channel_order', 'mean', 'std')}

@@ -276,7 +276,7 @@ class VerificationPairs(Dataset):
                 'VerificationPairs: sets is empty. Give one or several, as dict(lfw=dict(source=…, pairs=…)).'
             )
         self.pipeline = Compose([TRANSFORMS.build(t) if isinstance(t, dict) else t for t in pipeline])
-        self.sets = {name: _PairSet(name, **options) for name, options in sets.items()}
+        self.sets = {name: PairSet(name, **options) for name, options in sets.items()}
         self._names = list(self.sets)
         self._ends = np.cumsum([len(pairs.images) for pairs in self.sets.values()])
 
@@ -316,15 +316,31 @@ class VerificationPairs(Dataset):
         return self.pipeline(self.get_data_info(idx))
 
 
-class _PairSet:
-    """One set: `images` (2 · pairs,) are indices into `source`, `same` is (pairs,) bool."""
+class PairSet:
+    """One verification set: faces, and which of them make pairs.
+
+    Args:
+        name: For messages.
+        source: What `open_faces` opens.
+        pairs: What `read_pairs` reads; None for a `.bin`, which holds its pairs.
+        protocol: As for `read_pairs`.
+
+    Attributes:
+        source: The faces.
+        images: Indices into it (2 · pairs,) int64, pair i at 2i and 2i + 1.
+        same: Whether each pair shows one person, (pairs,) bool.
+
+    Raises:
+        FileNotFoundError: The source or the list does not exist.
+        ValueError: A list for a `.bin`, or none for other faces; damaged files; an image that the source lacks.
+    """
 
     def __init__(self, name: str, source: str, pairs: str | None = None, protocol: str | None = None) -> None:
         self.source: FaceSource = open_faces(source)
         is_bin = isinstance(self.source, VerificationBin)
         if is_bin and (pairs, protocol) != (None, None) or not is_bin and pairs is None:
-            remedy = 'Leave both out, a .bin holds its pairs' if is_bin else 'Give a list of pairs too'
-            raise ValueError(f'VerificationPairs: set {name!r} has source {source}, {pairs=}, {protocol=}. {remedy}.')
+            remedy = 'Leave both out, a .bin holds its pairs' if is_bin else 'Give a list of pairs too (FACES:PAIRS)'
+            raise ValueError(f'Verification set {name!r} has source {source}, {pairs=}, {protocol=}. {remedy}.')
         if is_bin:
             self.images, self.same = np.arange(len(self.source)), self.source.same
         else:

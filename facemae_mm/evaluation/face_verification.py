@@ -131,15 +131,7 @@ class FaceVerification(EmbeddingMetric):
                 f'FaceVerification: {len(embeddings1)} first images, {len(embeddings2)} second '
                 f'images and {len(same)} answers do not make pairs. Give one of each per pair.'
             )
-        if len(same) < FOLDS:
-            raise ValueError(
-                f'FaceVerification: {len(same)} pairs cannot be cut into {FOLDS} folds. Give at least {FOLDS} pairs.'
-            )
-        if same.all() or not same.any():
-            raise ValueError(
-                f'FaceVerification: all {len(same)} pairs show '
-                f'{"one person" if same.any() else "two persons"}. Give pairs of both kinds.'
-            )
+        check_pairs(same)
         distance = _distance(embeddings1, embeddings2)
         fold = np.concatenate([np.full(len(p), i) for i, p in enumerate(np.array_split(same, FOLDS))])
 
@@ -164,6 +156,31 @@ class FaceVerification(EmbeddingMetric):
             'threshold': float(threshold.mean()),
             **({} if norms is None else {'xnorm': float(np.mean(norms))}),
         }
+
+
+def check_pairs(same: np.ndarray) -> None:
+    """Refuse pairs that cannot be verified.
+
+    Args:
+        same: Whether the two of each pair are one person, (P,) bool.
+
+    Raises:
+        ValueError: Fewer than ten pairs, or one kind of pairs only.
+    """
+    if len(same) < FOLDS:
+        raise ValueError(
+            f'FaceVerification: {len(same)} pairs cannot be cut into {FOLDS} folds. Give at least {FOLDS} pairs.'
+        )
+    if same.all() or not same.any():
+        raise ValueError(
+            f'FaceVerification: all {len(same)} pairs show '
+            f'{"one person" if same.any() else "two persons"}. Give pairs of both kinds.'
+        )
+
+
+def tar_name(far: float) -> str:
+    """How a TAR is logged: tar@far=1e-3."""
+    return f'tar@far={far:.0e}'.replace('e-0', 'e-')
 
 
 def _distance(embeddings1: np.ndarray, embeddings2: np.ndarray) -> np.ndarray:
@@ -209,8 +226,7 @@ def _tar_at_far(distance: np.ndarray, same: np.ndarray, fold: np.ndarray) -> tup
             curve = (accepted.sum(0) - accepted[i]) / different[i]
             threshold = np.interp(far, curve, FINE_THRESHOLDS) if curve[-1] >= far else 0.0
             rates.append((mates[i] < threshold).mean())
-        exponent = f'{far:.0e}'.replace('e-0', 'e-')
-        tars[f'tar@far={exponent}'] = float(np.mean(rates))
+        tars[tar_name(far)] = float(np.mean(rates))
     return float(resolution), tars
 
 
