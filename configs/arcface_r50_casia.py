@@ -24,7 +24,7 @@ model = dict(
     type='FaceRecognizer',
     data_preprocessor=dict(type='ClsDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
     backbone=dict(type='IResNet', depth=50),
-    head=dict(type='ArcFaceHead', num_classes=num_classes, in_channels=512, s=64.0, m=0.5),
+    head=dict(type='ArcFaceHead', num_classes=num_classes, in_channels=512, s=64.0),
 )
 
 train_dataloader = dict(

@@ -15,7 +15,7 @@ model = dict(
     type='FaceRecognizer',
     data_preprocessor=dict(type='ClsDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
     backbone=dict(type='IResNet', depth=18, base_channels=8, embedding_dim=128),
-    head=dict(type='ArcFaceHead', num_classes=num_classes, in_channels=128, s=32.0, m=0.3),
+    head=dict(type='ArcFaceHead', num_classes=num_classes, in_channels=128, s=32.0, margin=dict(type='CombinedMargin', m2=0.3)),
 )
 
 train_dataloader = dict(

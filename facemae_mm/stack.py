@@ -23,6 +23,8 @@ def apply() -> None:
     allow_checkpoint_classes()
     drop_scope_of_collate_fn()
     write_checkpoints_whole()
+    read_checkpoints_by_page()
+    save_all_classes()
     checkpoint_activations_without_reentry()
 
 
@@ -145,6 +147,48 @@ def write_checkpoints_whole() -> None:
 
     mmengine.runner.save_checkpoint = runner.save_checkpoint = save_checkpoint
     runner.find_latest_checkpoint = checkpoints.find_latest_checkpoint
+
+
+def read_checkpoints_by_page() -> None:
+    """Lets every process read of a checkpoint what it needs, and none of it into a GPU's memory beside the model.
+
+    mmengine 0.10.7 reads the whole file in each process, to the GPU where it resumes: of PartialFC's checkpoint that is
+    every class, with the optimiser's states. Can go when `load_from_local` maps files (`torch.load(mmap=True)`).
+    """
+    import zipfile
+
+    import torch
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    def load_from_local(filename, map_location=None):
+        path = Path(filename).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f'{path} is not a file. Give the checkpoint that is to be loaded.')
+        return torch.load(path, map_location='cpu', mmap=zipfile.is_zipfile(path), weights_only=True)
+
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+
+
+def save_all_classes() -> None:
+    """Puts the classes of all processes into a checkpoint, where a head shards them.
+
+    mmengine 0.10.7 saves what the first process holds. Can go when `Runner.save_checkpoint` asks all processes.
+    """
+    from mmengine.runner import Runner
+
+    save = Runner.save_checkpoint
+    if hasattr(save, '__facemae__'):
+        return
+
+    @functools.wraps(save)
+    def save_checkpoint(runner, *args, **kwargs):
+        from .engine.class_shards import gathered_classes
+
+        with gathered_classes(runner):
+            save(runner, *args, **kwargs)
+
+    save_checkpoint.__facemae__ = True
+    Runner.save_checkpoint = save_checkpoint
 
 
 def checkpoint_activations_without_reentry() -> None:

@@ -52,7 +52,7 @@ def apply_flags(config: Config, args: argparse.Namespace) -> None:
     elif args.amp and wrapper.get('type') != 'AutocastOptimWrapper':  # bfloat16 already
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
-    if wrapper.get('type') == 'AutocastOptimWrapper':
+    if wrapper.get('type') == 'AutocastOptimWrapper' and wrapper.get('dtype') != 'float16':
         wrapper.pop('loss_scale', None)  # of an inherited recipe: bfloat16 needs none
     if args.resume is not None:
         config.resume = True

@@ -9,6 +9,7 @@ from .reconstruction_export_hook import ReconstructionExportHook
 from .reconstruction_panel_hook import ReconstructionPanelHook
 from .reconstruction_show_hook import ReconstructionShowHook
 from .resumable_train_loop import ResumableTrainLoop
+from .row_sparse_sgd import RowSparseSGD
 from .start_weights_hook import StartWeightsHook
 from .whole_checkpoint_hook import WholeCheckpointHook
 
@@ -22,6 +23,7 @@ __all__ = [
     'ReconstructionPanelHook',
     'ReconstructionShowHook',
     'ResumableTrainLoop',
+    'RowSparseSGD',
     'StartWeightsHook',
     'WholeCheckpointHook',
 ]

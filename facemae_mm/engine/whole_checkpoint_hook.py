@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from ..whole_file import PARTIAL, whole_file
+from .class_shards import check_sharding
 
 
 @HOOKS.register_module(name='CheckpointHook')
@@ -22,7 +23,7 @@ class WholeCheckpointHook(CheckpointHook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Checks the interval and tidies up."""
+        """Checks the interval and sharded classes, and tidies up."""
         steps = runner.optim_wrapper._accumulative_counts
         counts = dict(interval=max(self.interval, 0), save_begin=self.save_begin, resumed_iteration=runner.iter)
         if not self.by_epoch and any(count % steps for count in counts.values()):
@@ -30,6 +31,7 @@ class WholeCheckpointHook(CheckpointHook):
                 f'CheckpointHook: checkpoints at {counts} are not all at the end of a step of {steps} accumulated '
                 f'batches (optim_wrapper.accumulative_counts). Choose multiples of {steps}, or by_epoch=True.'
             )
+        check_sharding(runner)
         super().before_train(runner)
         if is_main_process():
             for folder in {Path(self.out_dir), Path(runner.work_dir)}:

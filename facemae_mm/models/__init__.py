@@ -1,13 +1,18 @@
 """FaceMAE (E, D), IRM, φ, and the recogniser trained on what is released."""
 
+from .arcface_head import ArcFaceHead
 from .embedders import DlibFaceResNet, FaceEmbedder, IResNet
 from .face_mae import FaceMAE
 from .face_preprocessor import FacePreprocessor
 from .irm_loss import IRMLoss
-from .recogniser import ArcFaceHead, EmbeddingHead, FaceRecognizer
+from .margins import AdaFaceMargin, CombinedMargin
+from .partial_fc_head import PartialFCHead
+from .recogniser import EmbeddingHead, FaceRecognizer
 
 __all__ = [
+    'AdaFaceMargin',
     'ArcFaceHead',
+    'CombinedMargin',
     'DlibFaceResNet',
     'EmbeddingHead',
     'FaceEmbedder',
@@ -16,4 +21,5 @@ __all__ = [
     'FaceRecognizer',
     'IRMLoss',
     'IResNet',
+    'PartialFCHead',
 ]

@@ -1,15 +1,15 @@
-"""Face recognition: embedding → ArcFace's margin in training, the bare embedding in tests."""
+"""Face recognition: a backbone's embedding → a head's loss in training, the bare embedding in tests."""
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
+
+from .class_shard import class_shard
 
 
 @MODELS.register_module()
@@ -51,107 +51,6 @@ class EmbeddingHead(BaseModule):
         return data_samples
 
 
-def margin_cosine(cosine: Tensor, m: float) -> Tensor:
-    """cos(θ + m) from cos θ in [−1, 1], differentiable, with a finite gradient at both ends.
-
-    The derivative sin(θ + m) / sin θ has no limit at |cos θ| = 1; there sin θ counts as constant,
-    which leaves cos m. Past θ + m = π the cosine rises again: no fallback, as in `arcface_torch`.
-    """
-    squared_sine = (1 - cosine) * (1 + cosine)
-    inside = squared_sine > 0
-    sine = torch.where(inside, squared_sine, 1).sqrt() * inside
-    return cosine * math.cos(m) - sine * math.sin(m)
-
-
-@MODELS.register_module()
-class ArcFaceHead(EmbeddingHead):
-    r"""Softmax cross-entropy over class cosines with an additive angular margin on the target.
-
-    ArcFace (Deng et al., 2019), Eq. 3: the target's logit is :math:`s \cos(\theta_y + m)`, the
-    others are :math:`s \cos\theta_j`, θ being the angle between embedding and class weight.
-    Embeddings and class weights are normalised here; all is computed in float32 even under
-    autocast (float64 stays float64).
-
-    Args:
-        num_classes: Number of identities C; labels lie in [0, C).
-        in_channels: Dimension D of the embedding.
-        s: Scale of the logits.
-        m: Margin in radians.
-        gradient: 'straight_through' has the gradient of `arcface_torch`, whose margin is applied
-            without gradient: dL/dcos = s·(p − y). 'exact' differentiates cos(θ + m).
-        init_cfg: MMEngine's initialisation config. Weights are drawn from N(0, 0.01).
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: int = 512,
-        s: float = 64.0,
-        m: float = 0.5,
-        gradient: str = 'straight_through',
-        init_cfg: dict | None = None,
-    ) -> None:
-        super().__init__(init_cfg)
-        if gradient not in ('straight_through', 'exact'):
-            raise ValueError(f"ArcFaceHead: gradient must be 'straight_through' or 'exact', not {gradient!r}.")
-        self.num_classes, self.s, self.m, self.gradient = num_classes, s, m, gradient
-        self.weight = nn.Parameter(torch.empty(num_classes, in_channels).normal_(std=0.01))
-
-    def cosine(self, embedding: Tensor) -> Tensor:
-        """Cosines with all classes, (N, D) -> (N, C), clamped to [−1, 1]."""
-        dtype = torch.promote_types(embedding.dtype, self.weight.dtype)
-        with torch.autocast(embedding.device.type, enabled=False):
-            weight = F.normalize(self.weight.to(dtype))
-            return F.linear(F.normalize(embedding.to(dtype)), weight).clamp(-1, 1)
-
-    def logits(self, cosine: Tensor, labels: Tensor) -> Tensor:
-        """Scaled cosines with the margin on the target, (N, C) -> (N, C).
-
-        Args:
-            cosine: Cosines in [−1, 1], (N, C).
-            labels: Class of each row, (N,) int64.
-        """
-        index = labels[:, None]
-        target = cosine.gather(1, index)
-        change = margin_cosine(target, self.m) - target
-        if self.gradient == 'straight_through':
-            change = change.detach()
-        return self.s * cosine.scatter_add(1, index, change)
-
-    def loss(self, feats: Tensor | Sequence[Tensor], data_samples: list[DataSample]) -> dict:
-        """Mean cross-entropy as ``dict(loss=...)``.
-
-        Args:
-            feats: Embeddings (N, D), or a tuple that ends in them.
-            data_samples: N samples with an integer `gt_label`.
-
-        Raises:
-            ValueError: Where a label is no integer or lies outside [0, num_classes).
-        """
-        embedding = self.pre_logits(feats)
-        labels = self._labels(data_samples, embedding.device)
-        with torch.autocast(embedding.device.type, enabled=False):
-            logits = self.logits(self.cosine(embedding), labels)
-            return dict(loss=F.cross_entropy(logits, labels))
-
-    def _labels(self, data_samples: list[DataSample], device: torch.device) -> Tensor:
-        labels = torch.cat([torch.as_tensor(s.gt_label).reshape(-1) for s in data_samples])
-        if labels.is_floating_point():
-            raise ValueError(f'ArcFaceHead: labels are integers, got {labels.dtype}.')
-        labels = labels.to(device, torch.int64)
-        outside = (labels < 0) | (labels >= self.num_classes)
-        if outside.any():
-            first = int(outside.nonzero()[0])
-            key = data_samples[first].get('img_key')
-            raise ValueError(
-                f'ArcFaceHead: label {int(labels[first])}'
-                + (f' of image {key!r}' if key is not None else '')
-                + f' lies outside [0, {self.num_classes}). Set head.num_classes to the number of '
-                'identities in the training set, whose labels count from 0.'
-            )
-        return labels
-
-
 @MODELS.register_module()
 class FaceRecognizer(ImageClassifier):
     """Backbone and head whose prediction is an embedding.
@@ -174,6 +73,12 @@ class FaceRecognizer(ImageClassifier):
     ) -> None:
         super().__init__(backbone, neck, head, **kwargs)
         self.flip_test = flip_test
+        #: DDP, which reads this name on the outermost module, leaves classes alone that processes share out.
+        self._ddp_params_and_buffers_to_ignore = [
+            name
+            for name, parameter in self.named_parameters()
+            if (shard := class_shard(parameter)) is not None and not shard.whole
+        ]
 
     def predict(self, inputs: Tensor, data_samples: list[DataSample] | None = None) -> list[DataSample]:
         """Set the raw `embedding` of every image, and `embedding_norm`, a float: the mean norm of the passes.

@@ -1,0 +1,179 @@
+"""Cross-entropy over class cosines with a margin on the target, block by block of classes."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+#: Logits that are worked on at once: on a CPU so few that they stay in its cache (1 MiB).
+BLOCK = dict(cpu=2**18, cuda=2**26)
+
+#: Largest s. Up to 64 every exp(s·cos) is a normal float32; up to 100 only those that are 10⁻³⁸ of the sum vanish
+#: wherever a class but the own one has a cosine above −0.5.
+MAX_SCALE = 100.0
+
+
+def margin_softmax(
+    embedding: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    margin: nn.Module,
+    s: float,
+    *,
+    rows: Tensor | None = None,
+    exact: bool = False,
+    threshold: float = 0.0,
+    precision: torch.dtype = torch.float32,
+    sharded: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    r"""Mean over N of :math:`-\log(e^{s m(c_y)} / (e^{s m(c_y)} + \sum_{j \ne y} e^{s c_j}))`, c being cosines.
+
+    Only exp(s·c) is kept for the gradient. The logits of a row need no maximum taken off, since s·c is bounded, and the
+    target stays out of the sum, so 1 − p is exact however close p is to 1. The gradient cannot be differentiated again.
+
+    Args:
+        embedding: Of this process, (N, D) float32 or float64; not normalised.
+        weight: Of the classes of this process, (C, D); not normalised.
+        labels: Row of `weight` that is each embedding's own class, −1 where another process has it, int64, (N,); of all
+            processes' embeddings in the order of ranks where classes are sharded, (W·N,).
+        margin: m above: cosines and norms (N,) -> (N,); see `CombinedMargin`.
+        s: Scale, at most `MAX_SCALE`.
+        rows: Classes to take into the sum, sorted, the own ones among them, (S,); None takes all.
+        exact: Differentiate the margin; otherwise dL/dc = s·(p − y), as `arcface_torch`.
+        threshold: Where positive, other classes with a cosine above it count as cosine 0, without gradient.
+        precision: Of the factors of products; all else keeps the embedding's.
+        sharded: Sum over the processes of the default group; the loss is the same on all, the gradient of `weight` the
+            whole one, and that of `embedding` W times it, of which DDP takes the mean.
+        sparse: Give the gradient of `weight` as a sparse tensor of `rows`, not with zeros elsewhere.
+
+    Returns:
+        Scalar.
+    """
+    options = (rows, margin, s, exact, threshold, precision, sharded, sparse)
+    return _MarginSoftmax.apply(embedding, weight, labels, *options)
+
+
+class _MarginSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, embedding, weight, labels, rows, margin, s, exact, threshold, precision, sharded, sparse):
+        embeddings = _gather(embedding) if sharded else embedding
+        norm = embeddings.norm(dim=1).clamp_min(1e-12)
+        unit = embeddings / norm[:, None]
+        if margin.training:
+            margin.observe(norm)
+
+        own = (labels >= 0).nonzero()[:, 0]  # rows whose class is here
+        position = labels[own] if rows is None else torch.searchsorted(rows, labels[own])
+        position, order = position.sort()
+        own = own[order]
+        cosine = (unit[own] * _unit_rows(weight, labels[own], unit.dtype)[0]).sum(1).clamp(-1, 1)
+        with torch.enable_grad():
+            cosine.requires_grad_()
+            target = s * margin(cosine, norm[own])
+            slope = torch.autograd.grad(target.sum(), cosine)[0] if exact and len(own) else torch.full_like(cosine, s)
+
+        shift = max(s - 64.0, 0.0)
+        limit = threshold if threshold > 0 else margin.bound
+        scaled = (s * unit).to(precision if unit.dtype == torch.float32 else unit.dtype)
+        others = torch.zeros(2, len(unit), dtype=torch.float64, device=unit.device)  # Σ exp(s·c − shift); targets
+        blocks = []
+        for start, stop, inside in _blocks(weight, rows, position, len(unit)):
+            directions, _ = _unit_rows(weight, _part(rows, start, stop), unit.dtype)
+            e = torch.mm(scaled, directions.to(scaled.dtype).T).to(unit.dtype)  # (N, K)
+            over = None
+            if limit < 1:
+                over = e > s * limit
+                over[own[inside], position[inside] - start] = False
+                e.masked_fill_(over, 0.0 if threshold > 0 else s * limit)
+            (e.sub_(shift) if shift else e).exp_()
+            e[own[inside], position[inside] - start] = 0
+            others[0] += e.sum(1)
+            if over is not None:
+                e.masked_fill_(over, 0)
+            blocks.append(e.to(scaled.dtype))
+        others[1, own] = target.detach().double()
+        if sharded:
+            dist.all_reduce(others)
+        log_others = others[0].log() + shift
+        total = torch.logaddexp(log_others, others[1])
+
+        ctx.factor = (s / len(unit) * (shift - total).exp()).to(unit.dtype)  # dL/dc of the others is factor · block
+        miss = (log_others - total).exp()[own].to(unit.dtype)  # 1 − p of the own class
+        ctx.pull = -miss * slope.detach() / len(unit)
+        ctx.save_for_backward(weight, unit, norm, labels, rows, own, position, *blocks)
+        ctx.sharded, ctx.sparse = sharded, sparse
+        return (total - others[1]).mean().to(unit.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        weight, unit, norm, labels, rows, own, position, *blocks = ctx.saved_tensors
+        factor, pull = ctx.factor[:, None] * grad, ctx.pull[:, None] * grad
+        pushed, pulled = unit * factor, unit[own] * pull
+        wanted_embedding, wanted_weight = ctx.needs_input_grad[:2]
+
+        into_unit = torch.zeros_like(unit) if wanted_embedding else None
+        into_weight = None
+        if wanted_weight and rows is not None and not ctx.sparse:
+            into_weight = torch.zeros_like(weight)
+        elif wanted_weight:
+            into_weight = weight.new_empty(len(weight) if rows is None else len(rows), weight.shape[1])
+        bounds = _blocks(weight, rows, position, len(unit))
+        for (start, stop, inside), e in zip(bounds, blocks, strict=True):
+            part = _part(rows, start, stop)
+            directions, length = _unit_rows(weight, part, unit.dtype)
+            if wanted_embedding:
+                _add_product(into_unit, e, directions)
+            if wanted_weight:
+                g = torch.mm(e.T, pushed.to(e.dtype)).to(unit.dtype)
+                g.index_add_(0, position[inside] - start, pulled[inside])
+                g.addcmul_(directions, (g * directions).sum(1, keepdim=True), value=-1).div_(length)
+                into_weight[part if into_weight.shape == weight.shape else slice(start, stop)] = g.to(weight.dtype)
+        if wanted_weight and ctx.sparse and rows is not None:
+            into_weight = torch.sparse_coo_tensor(rows[None], into_weight, weight.shape, is_coalesced=True)
+        if wanted_embedding:
+            into_unit *= factor
+            into_unit.index_add_(0, own, _unit_rows(weight, labels[own], unit.dtype)[0] * pull)
+            if ctx.sharded:
+                dist.all_reduce(into_unit)
+                into_unit *= dist.get_world_size()
+                batch = len(unit) // dist.get_world_size()
+                mine = slice(dist.get_rank() * batch, (dist.get_rank() + 1) * batch)
+                into_unit, unit, norm = into_unit[mine], unit[mine], norm[mine]
+            into_unit = (into_unit - unit * (unit * into_unit).sum(1, keepdim=True)) / norm[:, None]
+        return into_unit, into_weight, *[None] * 9
+
+
+def _gather(embedding: Tensor) -> Tensor:
+    """Embeddings of all processes in the order of ranks, (N, D) -> (W·N, D)."""
+    gathered = embedding.new_empty(dist.get_world_size() * len(embedding), embedding.shape[1])
+    dist.all_gather_into_tensor(gathered, embedding.contiguous())
+    return gathered
+
+
+def _blocks(weight: Tensor, rows: Tensor | None, position: Tensor, batch: int) -> list[tuple[int, int, slice]]:
+    """Bounds of each block of classes, and which of the sorted `position`s lie in it."""
+    size = max(BLOCK.get(weight.device.type, BLOCK['cuda']) // batch, 256)
+    count = len(weight) if rows is None else len(rows)
+    starts = range(0, count, size)
+    edges = torch.searchsorted(position, torch.tensor([*starts, count], device=position.device)).tolist()
+    return [(a, min(a + size, count), slice(*edges[i : i + 2])) for i, a in enumerate(starts)]
+
+
+def _part(rows: Tensor | None, start: int, stop: int) -> Tensor | slice:
+    return slice(start, stop) if rows is None else rows[start:stop]
+
+
+def _unit_rows(weight: Tensor, part: Tensor | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows of the class weights with length 1, (K, D), and their lengths, (K, 1)."""
+    chosen = weight[part].to(dtype)
+    length = chosen.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return chosen / length, length
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a @ b."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += torch.mm(a, b.to(a.dtype))
