@@ -4,6 +4,8 @@ from .face_dataset import FaceRecordDataset
 from .face_mask import FaceMask
 from .face_source import FaceSource, open_faces
 from .hash_face import HashFace
+from .ijb_faces import IJBFaces
+from .ijb_protocol import IJBProtocol
 from .load_face import LoadFace
 from .resumable_sampler import ResumableSampler
 from .verification_pairs import VerificationPairs
@@ -13,6 +15,8 @@ __all__ = [
     'FaceRecordDataset',
     'FaceSource',
     'HashFace',
+    'IJBFaces',
+    'IJBProtocol',
     'LoadFace',
     'ResumableSampler',
     'VerificationPairs',
