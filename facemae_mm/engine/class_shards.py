@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
 
 from ..models.partial_fc_head import PartialFCHead
 from .autocast_optim_wrapper import AutocastOptimWrapper
 
 
-def sharded_heads(runner: Runner) -> dict[str, PartialFCHead]:
+def sharded_heads(model: nn.Module) -> dict[str, PartialFCHead]:
     """Heads of a model whose classes are shared out over several processes, by their names."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     return {
         name: module
         for name, module in model.named_modules()
@@ -27,7 +28,7 @@ def check_sharding(runner: Runner) -> None:
         TypeError: Another wrapper of the optimiser than `AutocastOptimWrapper`.
         ValueError: DDP would average the shards.
     """
-    heads = sharded_heads(runner)
+    heads = sharded_heads(runner.model.module if is_model_wrapper(runner.model) else runner.model)
     if heads and not isinstance(runner.optim_wrapper, AutocastOptimWrapper):
         raise TypeError(
             f'PartialFCHead: {type(runner.optim_wrapper).__name__} clips by a norm that differs between processes and '
@@ -45,7 +46,8 @@ def check_sharding(runner: Runner) -> None:
 @contextmanager
 def gathered_classes(runner: Runner) -> Iterator[None]:
     """While a checkpoint is to hold all classes; all processes enter together, and the first one has them."""
-    heads = sharded_heads(runner).values()
+    models = [runner.model, *(hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook))]
+    heads = [head for model in models for head in sharded_heads(model).values()]
     if not heads:
         yield
         return

@@ -62,3 +62,14 @@ class ClassShard:
 def class_shard(parameter: nn.Parameter) -> ClassShard | None:
     """Which classes a parameter holds the weights of; None where it is no head's class weight."""
     return getattr(parameter, 'class_shard', None)
+
+
+def rows_of_all(rows: Tensor) -> Tensor:
+    """Rows of all processes in the order of ranks, (N, …) -> (W·N, …), without gradient.
+
+    Args:
+        rows: As many on each process.
+    """
+    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)

@@ -13,6 +13,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from .class_shard import rows_of_all
 from .feature_cache import FeatureCache
 
 EPS = 1e-12
@@ -28,9 +29,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
-        return torch.cat(gathered)
+        return rows_of_all(rows)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:

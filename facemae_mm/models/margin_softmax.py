@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .class_shard import rows_of_all
+
 #: Logits that are worked on at once: on a CPU so few that they stay in its cache (1 MiB).
 BLOCK = dict(cpu=2**18, cuda=2**26)
 
@@ -56,7 +58,7 @@ def margin_softmax(
 class _MarginSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, embedding, weight, labels, rows, margin, s, exact, threshold, precision, sharded, sparse):
-        embeddings = _gather(embedding) if sharded else embedding
+        embeddings = rows_of_all(embedding) if sharded else embedding
         norm = embeddings.norm(dim=1).clamp_min(1e-12)
         unit = embeddings / norm[:, None]
         if margin.training:
@@ -130,7 +132,9 @@ class _MarginSoftmax(torch.autograd.Function):
                 g.addcmul_(directions, (g * directions).sum(1, keepdim=True), value=-1).div_(length)
                 into_weight[part if into_weight.shape == weight.shape else slice(start, stop)] = g.to(weight.dtype)
         if wanted_weight and ctx.sparse and rows is not None:
-            into_weight = torch.sparse_coo_tensor(rows[None], into_weight, weight.shape, is_coalesced=True)
+            into_weight = torch.sparse_coo_tensor(
+                rows[None], into_weight, weight.shape, is_coalesced=True, check_invariants=False
+            )
         if wanted_embedding:
             into_unit *= factor
             into_unit.index_add_(0, own, _unit_rows(weight, labels[own], unit.dtype)[0] * pull)
@@ -142,13 +146,6 @@ class _MarginSoftmax(torch.autograd.Function):
                 into_unit, unit, norm = into_unit[mine], unit[mine], norm[mine]
             into_unit = (into_unit - unit * (unit * into_unit).sum(1, keepdim=True)) / norm[:, None]
         return into_unit, into_weight, *[None] * 9
-
-
-def _gather(embedding: Tensor) -> Tensor:
-    """Embeddings of all processes in the order of ranks, (N, D) -> (W·N, D)."""
-    gathered = embedding.new_empty(dist.get_world_size() * len(embedding), embedding.shape[1])
-    dist.all_gather_into_tensor(gathered, embedding.contiguous())
-    return gathered
 
 
 def _blocks(weight: Tensor, rows: Tensor | None, position: Tensor, batch: int) -> list[tuple[int, int, slice]]:

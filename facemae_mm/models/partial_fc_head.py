@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from mmengine.dist import broadcast, get_dist_info
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ..randomness import keyed_seed
 from .arcface_head import ArcFaceHead
-from .class_shard import ClassShard
+from .class_shard import ClassShard, rows_of_all
 
 #: Classes whose first weights are drawn by one key, so that they are the same on any number of processes.
 DRAWN_TOGETHER = 4096
@@ -82,9 +81,7 @@ class PartialFCHead(ArcFaceHead):
         labels = self.labels(data_samples, embedding.device)
         sharded = not self.shard.whole
         if sharded:
-            gathered = labels.new_empty(len(labels) * dist.get_world_size())
-            dist.all_gather_into_tensor(gathered, labels)
-            labels = gathered - self.shard.class_start
+            labels = rows_of_all(labels) - self.shard.class_start
             labels[(labels < 0) | (labels >= self.shard.num_local)] = -1
         rows = self.sample(labels) if self.sample_rate < 1 else None
         return dict(loss=self.margin_loss(embedding, labels, rows=rows, sharded=sharded, sparse=self.sparse))
