@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
 from mmpretrain.registry import MODELS
 from test_embedders import batch_norm_keys, randomised
 from torch import nn
@@ -391,7 +392,7 @@ def peers(variable: str, module: str):
     path = Path(folder, *module.split('.')).with_suffix('.py')
     if 'timm' not in sys.modules and importlib.util.find_spec('timm') is None:  # three names of it, for the ViT
         layers = types.ModuleType('timm.models.layers')
-        layers.DropPath, layers.trunc_normal_ = nn.Identity, nn.init.trunc_normal_
+        layers.DropPath, layers.trunc_normal_ = DropPath, nn.init.trunc_normal_
         layers.to_2tuple = lambda x: (x, x)
         sys.modules['timm.models.layers'] = layers
     spec = importlib.util.spec_from_file_location(f'peer_{module.replace(".", "_")}', path)
