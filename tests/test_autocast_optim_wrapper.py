@@ -1,9 +1,11 @@
-"""bf16 training on CPU."""
+"""Mixed precision on CPU, and class weights apart from clipping."""
 
+import pytest
 import torch
 from mmpretrain.registry import OPTIM_WRAPPERS
 
 from facemae_mm.engine import autocast_optim_wrapper
+from facemae_mm.models import ArcFaceHead
 
 
 def build(model, emulate=True, **options):
@@ -62,3 +64,39 @@ def test_a_device_without_bfloat16_trains_in_float32_and_says_so(monkeypatch):
             with wrapper.optim_context(model):
                 assert model(torch.ones(1, 4)).dtype == dtype
     assert said == ['This cpu does not multiply bfloat16: training runs in float32.']
+
+
+def test_float16_scales_the_loss_and_skips_a_step_that_overflows():
+    model = torch.nn.Linear(2, 1, bias=False)
+    wrapper = build(model, dtype='float16', loss_scale=dict(init_scale=1024.0))
+    before = model.weight.detach().clone()
+    x = torch.ones(1, 2)
+    with wrapper.optim_context(model):
+        out = model(x)
+    assert out.dtype == torch.float16
+    wrapper.update_params(out.float().sum() * 1e4)  # gradient 1e4 · 1024 is beyond float16
+    assert torch.equal(model.weight, before) and wrapper.loss_scaler.get_scale() == 512
+    with wrapper.optim_context(model):
+        loss = model(x).float().sum()
+    wrapper.update_params(loss)
+    torch.testing.assert_close(model.weight, before - 0.5)  # unscaled: lr · 1
+    state = wrapper.state_dict()
+    other = build(torch.nn.Linear(2, 1, bias=False), dtype='float16')
+    other.load_state_dict(state)
+    assert other.loss_scaler.get_scale() == 512
+
+
+@pytest.mark.parametrize('options', [dict(dtype='float8'), dict(loss_scale=dict(init_scale=2.0))])
+def test_other_types_and_a_scale_without_need_are_refused(options):
+    with pytest.raises(ValueError, match='AutocastOptimWrapper'):
+        build(torch.nn.Linear(2, 2), **options)
+
+
+def test_class_weights_are_neither_clipped_nor_in_the_norm():
+    backbone, head = torch.nn.Linear(2, 1, bias=False), ArcFaceHead(3, 2)
+    wrapper = build(torch.nn.ModuleList([backbone, head]), clip_grad=dict(max_norm=1.0))
+    start = backbone.weight.detach().clone(), head.weight.detach().clone()
+    loss = (backbone.weight * torch.tensor([[3.0, 4.0]])).sum() + 100 * head.weight.sum()
+    wrapper.update_params(loss)
+    torch.testing.assert_close(backbone.weight, start[0] - 0.5 * torch.tensor([[0.6, 0.8]]))
+    torch.testing.assert_close(head.weight, start[1] - 0.5 * 100)

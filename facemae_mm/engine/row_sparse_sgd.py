@@ -44,8 +44,10 @@ class RowSparseSGD(torch.optim.SGD):
         return loss
 
     def _step_rows(self, parameter: torch.nn.Parameter, group: dict) -> None:
-        gradient = parameter.grad.coalesce()
-        rows, change = gradient.indices()[0], gradient.values()
+        gradient = parameter.grad
+        if not (gradient._indices()[0].diff() > 0).all():  # autograd forgets that rows are sorted and each there once
+            gradient = gradient.coalesce()
+        rows, change = gradient._indices()[0], gradient._values()
         if group['maximize']:
             change = -change
         values = parameter[rows]
