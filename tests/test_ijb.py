@@ -1,19 +1,37 @@
 """IJB-B and IJB-C in miniature, in the format of their official lists, against a literal twin of InsightFace's."""
 
+import csv
+import importlib.util
+import json
 import math
+import os
+import re
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
 from facemae_mm.alignment import ARCFACE_TEMPLATE
 from facemae_mm.datasets import IJBFaces, IJBProtocol
 from facemae_mm.evaluation import IJBMetric
+from facemae_mm.evaluation.embed_faces import embed_faces
+from facemae_mm.evaluation.ijb_set import IJBSet
 from facemae_mm.evaluation.intervals import wilson_interval
 from facemae_mm.evaluation.templates import pool_templates, search_gallery, tar_at_far
+from facemae_mm.models.embedders import IResNet
+from facemae_mm.open_embedder import open_embedder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
 
 ROWS = ('name_5pts_score.txt', 'face_tid_mid.txt', 'template_pair_label.txt')
 
@@ -396,3 +414,205 @@ def test_metric_of_a_runner(ijbc):
     evaluator.process(samples[:16])
     with pytest.raises(ValueError, match='images arrived that are not the 144 of'):
         evaluator.evaluate(1)
+
+
+# The command
+
+
+@pytest.fixture
+def verify(repository, monkeypatch, capsys):
+    """Runs tools/verify.py in this process; gives exit code and output."""
+    monkeypatch.syspath_prepend(repository / 'tools')
+    spec = importlib.util.spec_from_file_location('tools_verify', repository / 'tools' / 'verify.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['tools/verify.py', *map(str, args)])
+        code = 0
+        try:
+            module.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def phi(tmp_path_factory):
+    """The weights of a small IResNet."""
+    torch.manual_seed(0)
+    network = IResNet(depth=18, base_channels=4, embedding_dim=16)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    path = tmp_path_factory.mktemp('phi') / 'phi.pth'
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def metrics(path, name='ijbc'):
+    return json.loads(path.read_text())['sets'][name]['metrics']
+
+
+def test_command_is_a_literal_run(verify, ijbc, phi, tmp_path):
+    out = tmp_path / 'ijb.json'
+    code, text = verify(phi, ijbc, '--out', out, '--roc', tmp_path / 'roc', '--batch-size', 32)
+    assert code == 0, text
+    faces, network = IJBFaces(ijbc), IResNet(depth=18, base_channels=4, embedding_dim=16).eval()
+    network.load_state_dict(torch.load(phi, weights_only=True))
+    pictures = np.stack([faces.read(i) for i in range(len(faces))])
+    passes = []
+    for turned in (pictures, pictures[:, :, ::-1]):
+        blob = (turned[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) - 127.5) / 127.5
+        with torch.no_grad():
+            passes.append(network(torch.from_numpy(blob))[-1].numpy())
+    found = metrics(out)
+    for key, value in literal_evaluation(ijbc, 'ijbc', sum(passes), True, True).items():
+        assert found[key] == pytest.approx(value, abs=2e-3), key  # of 2304 pairs, two may change places in float32
+    assert found['xnorm'] == pytest.approx(np.linalg.norm(passes, axis=2).mean(), rel=1e-4)
+    cells = dict(zip(*(re.split(r' {2,}', line) for line in text.splitlines()[1:3])))
+    assert cells['images'] == '144' and cells['TAR@1e-6'] == '–' and cells['TPIR@1e-2'] == '–'
+    assert cells['rank-1'] == f'{100 * found["mean/rank1"]:.2f}'
+    assert cells['95 % interval'].endswith('@1e-3')
+    points = np.genfromtxt(tmp_path / 'roc' / 'roc_ijbc.csv', delimiter=',', names=True)
+    assert points['far'][-1] == points['tar'][-1] == 1
+    assert np.all(np.diff(points['threshold']) < 0) and np.trapezoid(points['tar'], points['far']) == pytest.approx(
+        found['auc'], abs=1e-12
+    )
+
+
+def test_options_of_pooling_reach_the_metric(verify, ijbc, phi, tmp_path):
+    results = {}
+    for options in ((), ('--no-norm-score',), ('--no-detector-score',), ('--no-flip',)):
+        code, text = verify(phi, ijbc, '--out', tmp_path / 'ijb.json', *options)
+        assert code == 0, text
+        results[options] = metrics(tmp_path / 'ijb.json')['auc']
+    assert len(set(results.values())) == 4
+
+
+def test_an_interrupted_command_goes_on(verify, phi, tmp_path, monkeypatch):
+    folder = write_ijb(tmp_path / 'IJBC', synthetic_faces(24))
+    assert verify(phi, folder, '--out', tmp_path / 'whole.json', '--batch-size', 16)[0] == 0
+    monkeypatch.setattr('facemae_mm.evaluation.embedding_parts.PART', 40)  # two batches of 16
+    read, kept = [], tmp_path / 'embeddings'
+    genuine = IJBFaces.read
+
+    def until_100(faces, index):
+        read.append(index)
+        if len(read) > 100:
+            raise KeyboardInterrupt
+        return genuine(faces, index)
+
+    monkeypatch.setattr(IJBFaces, 'read', until_100)
+    command = (phi, folder, '--batch-size', 16, '--embeddings', kept, '--out', tmp_path / 'parts.json')
+    code, text = verify(*command)
+    assert code == 2 and 'the same command goes on' in text
+    assert len(list(kept.glob('*.npz'))) == 3 and (kept.stat().st_mode & 0o777) == 0o700
+    monkeypatch.setattr(IJBFaces, 'read', lambda faces, index: read.append(index) or genuine(faces, index))
+    del read[:]
+    code, text = verify(*command)
+    assert code == 0, text
+    assert read == list(range(96, 144))
+    assert metrics(tmp_path / 'parts.json') == metrics(tmp_path / 'whole.json')
+    del read[:]
+    assert verify(*command[:-4], '--embeddings', kept, '--no-flip')[0] == 0  # other embeddings
+    assert len(read) == 144 and len(list(kept.glob('*.npz'))) == 10
+    damaged = sorted(kept.glob('*.npz'))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    codes = [verify(*command, *flip) for flip in ((), ('--no-flip',))]
+    assert sorted(code for code, _ in codes) == [0, 2]
+    assert any(f'{damaged} holds no embeddings of this set' in text and 'Delete it' in text for _, text in codes)
+
+
+def test_two_processes_are_one(repository, verify, ijbc, phi, tmp_path):
+    def flags(processes):
+        kept = tmp_path / f'embeddings{processes}'
+        return [phi, f'ijbc={ijbc}', '--batch-size', 16, '--out', tmp_path / f'{processes}.json', '--embeddings', kept]
+
+    code, text = verify(*flags(1))
+    assert code == 0, text
+    command = map(str, [sys.executable, repository / 'tools' / 'verify.py', *flags(2), '--processes', 2])
+    environment = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    done = subprocess.run(list(command), env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / '1.json') == metrics(tmp_path / '2.json')
+    files = [next((tmp_path / f'embeddings{processes}').glob('*.npz')) for processes in (1, 2)]
+    assert files[0].name == files[1].name
+    one, two = (np.load(file)['embeddings'] for file in files)
+    np.testing.assert_array_equal(one, two)
+
+
+def test_command_refuses_a_damaged_list_before_it_embeds(verify, phi, tmp_path):
+    folder = write_ijb(tmp_path / 'IJBC', synthetic_faces(24))
+    path = folder / 'meta' / PAIRS
+    path.write_text(path.read_text() + '1000 77 0\n')
+    code, text = verify(phi, folder, '--embeddings', tmp_path / 'embeddings')
+    assert code == 2 and 'line 1153' in text and PAIRS in text and not (tmp_path / 'embeddings').exists()
+
+
+def test_a_recipe_tests_on_ijb(ijbc, phi, tmp_path):
+    """The Runner with dataset and metric by config gives the tool's numbers."""
+    runner = Runner(
+        model=dict(
+            type='FaceRecognizer',
+            data_preprocessor=dict(type='ClsDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
+            backbone=dict(type='IResNet', depth=18, base_channels=4, embedding_dim=16),
+            head=dict(type='EmbeddingHead'),
+        ),
+        work_dir=str(tmp_path),
+        test_dataloader=dict(
+            batch_size=32,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+            dataset=dict(
+                type='IJBFaces',
+                path=str(ijbc),
+                pipeline=[dict(type='LoadFace', size=112), dict(type='PackInputs', meta_keys=('sample_idx',))],
+            ),
+        ),
+        test_evaluator=dict(type='IJBMetric', path=str(ijbc)),
+        test_cfg=dict(),
+        default_scope='mmpretrain',
+        experiment_name='ijb',
+    )
+    runner.model.backbone.load_state_dict(torch.load(phi, weights_only=True))
+    found = runner.test()
+    tool = IJBSet('ijbc', str(ijbc))
+    embedded = embed_faces(tool.faces, open_embedder(phi))
+    for key, value in tool.evaluate(*embedded)[0].items():
+        if key != 'xnorm':
+            assert found[f'ijbc/{key}'] == pytest.approx(value, abs=2e-3), key
+
+
+@pytest.mark.slow
+def test_real_faces_turned_and_scaled(shared, tmp_path):
+    """Photographs of LFW turned, scaled and shifted, with their points: a good embedder still knows all people."""
+    rng = np.random.default_rng(0)
+    with (shared / 'faces' / 'lfw112.landmarks5.csv').open() as file:
+        points = {row[0]: np.array(row[1:], float).reshape(5, 2) for row in csv.reader(file) if row[0] != 'path'}
+    people = []
+    for folder in sorted((shared / 'faces' / 'lfw112').iterdir()):
+        images = sorted(folder.iterdir())[:5]
+        if len(images) < 5:
+            continue
+        own = []
+        for image in images:
+            turn = cv2.getRotationMatrix2D((56, 56), rng.uniform(-40, 40), rng.uniform(1.2, 2)) + [
+                [0, 0, 80],
+                [0, 0, 60],
+            ]
+            picture = cv2.warpAffine(cv2.imread(str(image)), turn, (280, 260))
+            place = points[f'{folder.name}/{image.name}'] @ turn[:, :2].T + turn[:, 2]
+            own.append((cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes(), place, 0.99))
+        people.append(own)
+        if len(people) == 40:
+            break
+    tool = IJBSet('lfw', str(write_ijb(tmp_path / 'IJBC', people)))
+    pack = shared / 'insightface_pack' / 'models' / 'mini'
+    phi = open_embedder(pack, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+    found, _ = tool.evaluate(*embed_faces(tool.faces, phi, workers=2))
+    assert found['mean/rank1'] > 0.97 and found['tar@far=1e-3'] > 0.95 and found['mean/tpir@fpir=1e-1'] > 0.95

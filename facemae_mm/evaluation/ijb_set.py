@@ -30,8 +30,8 @@ class IJBSet:
 
     notes = (
         '–  not measured: a FAR f needs 1/f pairs of two persons, an FPIR f 1/f probes of strangers.',
-        'TAR of pairs of templates; 95 % interval of TAR@1e-4 by resampling subjects (without 1:N lists: pairs). Ranks '
-        'and TPIR (DIR) of searches: mean of both galleries; each of them, and all intervals, with --out.',
+        'TAR@FAR of pairs of templates, 95 % interval of one by resampling subjects (pairs, without the lists of 1:N).',
+        'Rank and TPIR@FPIR (DIR) of searches: mean of both galleries. Each of them, and all intervals: --out.',
     )
 
     def __init__(self, name: str, path: str, norm_score: bool = True, detector_score: bool = True) -> None:
@@ -65,13 +65,16 @@ class IJBSet:
         def percent(key: str) -> str:
             return f'{100 * metrics[key]:.2f}' if key in metrics else '–'
 
-        tar = tar_name(1e-4)
+        interval = '–'
+        if far := next((far for far in (1e-4, 1e-3, 1e-2, 1e-1) if tar_name(far) in metrics), None):
+            low, high = (percent(f'{tar_name(far)}_{end}') for end in ('lo', 'hi'))
+            interval = f'{low} … {high} @{far:.0e}'.replace('e-0', 'e-')
         return {
             'images': f'{metrics["images"]:,}',
             'templates': f'{metrics["templates"]:,}',
             'pairs': f'{metrics.get("pairs", 0):,}',
             **{f'TAR@{far:.0e}'.replace('e-0', 'e-'): percent(tar_name(far)) for far in FARS},
-            '95 % interval': f'{percent(f"{tar}_lo")} … {percent(f"{tar}_hi")}',
+            '95 % interval': interval,
             **{f'rank-{k}': percent(f'mean/rank{k}') for k in RANKS},
             **{f'TPIR@{fpir:.0e}'.replace('e-0', 'e-'): percent(f'mean/{tpir_name(fpir)}') for fpir in FPIRS},
             'XNorm': f'{metrics["xnorm"]:.2f}',
