@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from facemae_mm.datasets.face_source import open_faces
+from facemae_mm.datasets.ijb_protocol import IJBProtocol
 from facemae_mm.datasets.landmarks import read_landmarks
 from facemae_mm.datasets.load_face import decode_face
 from facemae_mm.datasets.masked_dataset import decode_masked, encode_masked
@@ -169,6 +170,27 @@ def fuzz_pairs(folder: Path) -> Target:
     }
     paths = list(files)
     return make_target(files, lambda kind: read_pairs(cfp, 'FF') if kind > 2 else read_pairs(paths[kind]))
+
+
+def fuzz_ijb(folder: Path) -> Target:
+    """The lists of IJB-C: faces, templates, pairs, a gallery and the probes."""
+    points = b' 1 2 3 4 5 6 7 8 9.5 10 0.999\n'
+    meta = folder / 'fuzzed' / 'meta'
+    files = {
+        meta / 'ijbc_name_5pts_score.txt': b'1.jpg' + points + b'2.jpg' + points + b'3.jpg' + points,
+        meta / 'ijbc_face_tid_mid.txt': b'1.jpg 1 69544\n2.jpg 1 3720\n3.jpg 7 9\n',
+        meta / 'ijbc_template_pair_label.txt': b'1 7 0\n1 1 1\n',
+        meta / 'ijbc_1N_gallery_G1.csv': b'TEMPLATE_ID,SUBJECT_ID\n1,5\n1,5\n',
+        meta / 'ijbc_1N_gallery_G2.csv': b'TEMPLATE_ID,SUBJECT_ID\n7,8\n',
+        meta / 'ijbc_1N_probe_mixed.csv': b'TEMPLATE_ID,SUBJECT_ID,FILENAME\n1,5,"a,b"\n7,8,c\n',
+    }
+
+    def read(_: int) -> None:
+        protocol = IJBProtocol(folder / 'fuzzed')
+        protocol.read_pairs()
+        protocol.read_search()
+
+    return make_target(files, read)
 
 
 def build_zip(fdp: Provider) -> bytes:
