@@ -52,7 +52,7 @@ def save_roc(curves: Mapping[str, Mapping[str, np.ndarray]], folder: str | Path)
     paths = [folder / 'roc.png']
     figure = Figure(figsize=(6.4, 4.8), layout='constrained')
     axes = figure.subplots()
-    least = min((curve['far'][curve['far'] > 0].min() for curve in curves.values()), default=1e-6)
+    least = min(0.1, *(curve['far'][curve['far'] > 0].min() for curve in curves.values()))
     for name, curve in curves.items():
         axes.plot(np.maximum(curve['far'], least), curve['tar'], label=name)
         table = io.StringIO(newline='')
