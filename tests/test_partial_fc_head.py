@@ -235,7 +235,7 @@ def head_of(runner):
     return getattr(runner.model, 'module', runner.model).head
 
 
-def trained(repository, faces, work, batch, epochs, resume=False, spoil=None, **options):
+def trained(repository, faces, work, batch, epochs, load_from=None, resume=False, spoil=None, **options):
     """Trains configs/demo_arcface.py on 7 identities with sharded classes; what this process saw."""
     cfg = load_config(repository / 'configs/demo_arcface.py', dict(recognition_faces=str(faces), num_classes=7))
     options = {name.replace('__', '.'): value for name, value in options.items()}
@@ -245,7 +245,7 @@ def trained(repository, faces, work, batch, epochs, resume=False, spoil=None, **
     cfg.optim_wrapper.type, cfg.optim_wrapper.clip_grad = 'AutocastOptimWrapper', dict(max_norm=0.01)
     cfg.model.head.type = 'PartialFCHead'
     cfg.custom_hooks = [*cfg.custom_hooks, dict(type='EMAHook', momentum=0.1)]
-    cfg.work_dir, cfg.resume, cfg.log_level = str(work), resume, 'ERROR'
+    cfg.work_dir, cfg.load_from, cfg.resume, cfg.log_level = str(work), load_from, resume, 'ERROR'
     cfg.experiment_name, cfg.default_hooks.checkpoint.max_keep_ckpts = f'{work} {epochs}', -1
     cfg.visualizer.vis_backends = []
     if dist.is_initialized():
@@ -259,7 +259,7 @@ def trained(repository, faces, work, batch, epochs, resume=False, spoil=None, **
     return runner, record
 
 
-NARROW = dict(model__backbone__base_channels=4, model__backbone__embedding_dim=16, model__head__in_channels=16)
+NARROW = dict(model__backbone__base_channels=8, model__backbone__embedding_dim=16, model__head__in_channels=16)
 
 
 def train_and_compare(repository, faces, work):
@@ -280,6 +280,11 @@ def train_and_compare(repository, faces, work):
     assert torch.pdist(torch.nn.functional.normalize(rows)).min() > 0.1  # no copies
     moved = (rows - torch.cat([shards[0] for *_, shards, _ in every])).norm(dim=1)
     assert (moved > 0.01).all()  # of length 0.04 at first: the norm of clipping does not hold them back
+
+    start = str(work / 'clipped/epoch_1.pth')
+    _, record = trained(repository, faces, work / 'started', 2, 1, start, optim_wrapper__optimizer__lr=0.0, **NARROW)
+    saved = torch.load(start, weights_only=True)['state_dict']['head.weight']  # averaged, as EMAHook has it
+    assert torch.equal(record.shards[0], ClassShard.of(7, rank, 3).cut(saved))
 
     options = dict(optim_wrapper__dtype='float16', optim_wrapper__emulate=True)
     options['optim_wrapper__loss_scale'] = dict(init_scale=2.0)

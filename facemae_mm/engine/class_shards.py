@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -19,6 +20,15 @@ def sharded_heads(model: nn.Module) -> dict[str, PartialFCHead]:
         for name, module in model.named_modules()
         if isinstance(module, PartialFCHead) and not module.shard.whole
     }
+
+
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Names and shapes of what a checkpoint of a model holds: its state dict, and all classes of sharded heads."""
+    shapes = {
+        f'{name}.weight': torch.empty(head.num_classes, *head.weight.shape[1:], device='meta')
+        for name, head in sharded_heads(model).items()
+    }
+    return {**model.state_dict(), **shapes}
 
 
 def check_sharding(runner: Runner) -> None:

@@ -6,6 +6,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 from ..models.start_weights import check_start_weights, convert_mae_state, state_of
+from .class_shards import whole_state
 
 
 @HOOKS.register_module()
@@ -28,7 +29,7 @@ class StartWeightsHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         try:
             state = convert_mae_state(state_of(checkpoint))
-            check_start_weights(state, model.state_dict())
+            check_start_weights(state, whole_state(model))
         except ValueError as error:
             raise ValueError(f'load_from {runner._load_from}: {error}') from None
         checkpoint['state_dict'] = state
