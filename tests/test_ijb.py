@@ -616,3 +616,13 @@ def test_real_faces_turned_and_scaled(shared, tmp_path):
     phi = open_embedder(pack, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
     found, _ = tool.evaluate(*embed_faces(tool.faces, phi, workers=2))
     assert found['mean/rank1'] > 0.97 and found['tar@far=1e-3'] > 0.95 and found['mean/tpir@fpir=1e-1'] > 0.95
+
+
+def test_benchmark_runs(repository):
+    command = [sys.executable, str(repository / 'benchmarks' / 'ijb.py'), '--scale', '0.01']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.split() for line in done.stdout.splitlines()[:-1])
+    assert (rows['images'], rows['templates'], rows['pairs'], rows['genuine_pairs']) == ('4693', '231', '156584', '195')
+    assert all(0 < float(rows[f'{gallery}/rank1']) < 1 for gallery in ('g1', 'g2', 'mean', 'g1+g2'))
+    assert re.match(r'ours: \d+ s, peak [\d,]+ MiB', done.stdout.splitlines()[-1])

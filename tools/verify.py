@@ -73,9 +73,7 @@ def parse_args() -> argparse.Namespace:
     add('--no-flip', action='store_true', help='embed f(x) alone')
     add('--no-norm-score', action='store_true', help='IJB: normalise each embedding before images are pooled')
     add('--no-detector-score', action='store_true', help="IJB: pool images without the detector's scores as weights")
-    kept = (
-        'keep embeddings there, and go on with those that are there (large sets); biometric data, only you can open it'
-    )
+    kept = 'keep embeddings there, for you alone, and go on with those that are there; delete them when images change'
     add('--embeddings', metavar='DIR', help=kept)
     add('--out', metavar='FILE', help='write all numbers, settings and the SHA-256 of embedder and sets as JSON')
     add(
