@@ -187,7 +187,7 @@ def overlap(tool, monkeypatch):
     """Runs the tool in this process, with `Pooled` as φ; gives its exit code."""
 
     def run(*args):
-        monkeypatch.setattr(tool, 'FaceEmbedder', lambda *_: FaceEmbedder(Pooled()))
+        monkeypatch.setattr(tool, 'open_embedder', lambda *_, **__: FaceEmbedder(Pooled()))
         monkeypatch.setattr(sys, 'argv', ['identity_overlap.py', *map(str, args)])
         try:
             tool.main()
@@ -207,9 +207,8 @@ def test_the_tool_finds_the_same_pictures(tool, face_sets, tmp_path, monkeypatch
     """With an IResNet's checkpoint, random and narrow, and a worker."""
     torch.manual_seed(0)
     torch.save(IResNet(depth=18, base_channels=4).state_dict(), tmp_path / 'phi.pth')
-    monkeypatch.setattr(tool, 'FaceEmbedder', lambda config, *args: FaceEmbedder(config | dict(base_channels=4), *args))
     out = tmp_path / 'out'
-    args = [*face_sets, '--out', out, '--phi', tmp_path / 'phi.pth', '--depth', '18', '--workers', '1', '--no-flip']
+    args = [*face_sets, '--out', out, '--phi', tmp_path / 'phi.pth', '--workers', '1', '--no-flip']
     monkeypatch.setattr(sys, 'argv', ['tool', *map(str, args)])
     tool.main()
     text = capsys.readouterr().out

