@@ -1,4 +1,4 @@
-"""A trained recogniser as its peers read it: a state dict for arcface_torch or AdaFace, ONNX for InsightFace."""
+"""A trained recogniser as its peers read it: weights for arcface_torch or AdaFace, ONNX for InsightFace, classes."""
 
 import io
 import tempfile
@@ -243,3 +243,29 @@ def largest_difference(model: FaceRecognizer, theirs: object, faces: np.ndarray 
     at_once = theirs.get_feat(list(faces))
     alone = np.concatenate([theirs.get_feat(face) for face in faces])
     return float(max(np.abs(found - own).max() for found in (at_once, alone)) / own.std())
+
+
+def save_class_weights(checkpoint: str | Path, out: str | Path) -> str:
+    """Writes the class weights of all processes as one array, (C, D) float32, row by label, as they are trained: raw.
+
+    Normalised, they are a centre of each training identity: to name faces of these, or to be merged with those of
+    another training. `numpy.load(OUT, mmap_mode='r')` reads single rows.
+
+    Args:
+        checkpoint: Of a training with `ArcFaceHead` or `PartialFCHead`.
+        out: An .npy file, which appears when it is complete.
+
+    Returns:
+        What was written, in a line.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: It is damaged or holds no class weights.
+    """
+    path, out = resolve_checkpoint(checkpoint), Path(out)
+    weight = read_torch_checkpoint(path, strip_backbone=False).get('head.weight')
+    if weight is None or weight.ndim != 2:
+        raise ValueError(f'{path} holds no class weights (head.weight). Give a checkpoint of the training itself.')
+    with whole_file(out) as file:
+        np.save(file, weight.float().numpy(), allow_pickle=False)
+    return f'{out}: {len(weight):,} classes of {weight.shape[1]} channels, {out.stat().st_size:,} B'

@@ -24,6 +24,7 @@ from facemae_mm.backbone_export import (
     load_recogniser,
     peer_names,
     preprocessing,
+    save_class_weights,
     save_onnx,
     save_state_dict,
 )
@@ -223,6 +224,18 @@ def test_any_backbone_of_mmpretrain_with_a_neck_becomes_onnx(tmp_path):
     assert theirs.get_feat(list(real_or_random_faces(2))).shape == (2, 512)
     with pytest.raises(ValueError, match='neither arcface_torch nor AdaFace'):
         save_state_dict(model, tmp_path / 'out.pth')
+
+
+def test_class_weights_of_a_training_are_one_array(tmp_path):
+    trained(tmp_path, IRESNET)
+    weight = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)['state_dict']['head.weight']
+    assert '3 classes of 32 channels' in save_class_weights(tmp_path / 'epoch_1.pth', tmp_path / 'classes.npy')
+    found = np.load(tmp_path / 'classes.npy', mmap_mode='r')
+    assert found.dtype == np.float32 and np.array_equal(found, weight.numpy())
+    torch.save(dict(state_dict={'backbone.conv1.weight': weight}), tmp_path / 'bare.pth')
+    with pytest.raises(ValueError, match='no class weights'):
+        save_class_weights(tmp_path / 'bare.pth', tmp_path / 'none.npy')
+    assert not (tmp_path / 'none.npy').exists()
 
 
 def test_the_command(repository, tmp_path):
