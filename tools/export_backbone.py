@@ -14,9 +14,9 @@ EXAMPLES = """\
   export_backbone.py configs/arcface_r50_casia.py work_dirs/arcface_r50_casia/epoch_34.pth r50.pth r50.onnx
 
 OUT.pth (.pt, .ckpt) is what arcface_torch's get_model('r50') loads strictly, for AdaFaceIR what AdaFace loads. OUT.onnx
-is a recognition model of an InsightFace pack: insightface.model_zoo.get_model('r50.onnx'). OUT.npy is the weights of all
-classes, (C, D) float32, row by label. CHECKPOINT may also be a backbone that a peer published. What was changed by
---cfg-options for the training needs the same ones here."""
+is a recognition model of an InsightFace pack: insightface.model_zoo.get_model('r50.onnx'). OUT.npy: the weights of all
+classes, (C, D) float32, row by label. CHECKPOINT may also be a backbone that a peer published. Give the --cfg-options
+of the training here too."""
 
 
 def main() -> None:
