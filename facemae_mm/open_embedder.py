@@ -10,7 +10,7 @@ from mmpretrain.registry import MODELS
 
 from .config import load_config
 from .models.embedders.adaface_ir import read_adaface_checkpoint
-from .models.embedders.face_embedder import FaceEmbedder, resolve_checkpoint
+from .models.embedders.face_embedder import FaceEmbedder, load_strictly, resolve_checkpoint
 from .models.embedders.iresnet import STAGE_BLOCKS
 
 #: Short for dlib's face ResNet where a Python package brought it.
@@ -74,6 +74,12 @@ def _backbone_of(path: Path) -> dict:
             f'{", ".join(list(state)[:3])}, …. Give the recipe that it was trained by too (--config), or one whose '
             'model is a FaceEmbedder with a backbone.'
         )
+    # Sizes come from the file, so nothing is allocated by them before all of them fit what the file really holds.
+    promised = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if promised > path.stat().st_size:
+        raise ValueError(f'{path} promises {promised:,} bytes of weights, more than it has. Fetch it again.')
+    with torch.device('meta'):
+        load_strictly(MODELS.build(network), {key: tensor.to('meta') for key, tensor in state.items()}, path)
     return network
 
 
@@ -84,7 +90,7 @@ def _network(state: Mapping[str, torch.Tensor]) -> dict | None:
         return len({match[1] for key in state if (match := re.match(pattern, key))})
 
     def size(key: str, axis: int = 0) -> int:
-        return state[key].shape[axis]
+        return max((*state[key].shape, 1, 1)[axis], 1)  # a damaged file is refused when its weights do not fit
 
     keys = state.keys()
     if {'conv1.weight', 'layer1.0.bn1.weight', 'fc.weight', 'features.weight'} <= keys:

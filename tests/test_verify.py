@@ -252,6 +252,23 @@ def test_a_network_is_found_from_its_keys(tmp_path, network):
         torch.testing.assert_close(phi(faces)[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('network', [SMALL, NETWORKS[3], NETWORKS[5], NETWORKS[7]], ids=lambda config: config['type'])
+def test_sizes_in_a_file_are_not_believed(tmp_path, network):
+    """A weight that stands for gigabytes without holding them, an empty one, and one that fits no other."""
+    state = MODELS.build(network).state_dict()
+    first = next(key for key, tensor in state.items() if tensor.ndim == 4)
+    shape = state[first].shape
+    for weight, message in (
+        (torch.zeros(1).expand(10**9), r'promises 4,0\d\d,\d{3},\d{3} bytes'),
+        (torch.zeros(0), 'does not fit|embed_dims 1 is no multiple'),
+        (torch.zeros(3 * shape[0], *shape[1:]), 'does not fit'),
+        (torch.tensor(1.0), 'does not fit|embed_dims 1 is no multiple'),
+    ):
+        torch.save({**state, first: weight}, tmp_path / 'weights.pth')
+        with pytest.raises(ValueError, match=message):
+            open_embedder(tmp_path / 'weights.pth')
+
+
 def test_adafaces_own_file(tmp_path):
     bare = randomised(MODELS.build(dict(type='AdaFaceIR', depth=18, base_channels=2, embedding_dim=8)))
     state = {f'model.{key}': value for key, value in bare.state_dict().items()} | {'head.kernel': torch.ones(8, 3)}
