@@ -41,7 +41,7 @@ def write_ijb(folder, faces, name='ijbc', search=True):
 
     Args:
         folder: To write.
-        faces: By subject, five or more of (encoded image, five points, detector score).
+        faces: By subject, seven or more of (encoded image, five points, detector score).
         name: 'ijbc' or 'ijbb'.
         search: Write the lists of 1:N too.
     """
@@ -53,8 +53,8 @@ def write_ijb(folder, faces, name='ijbc', search=True):
         ids = members[subject] = [1000 + 10 * subject, 10 * subject + 1, 5003 - 10 * subject]
         for i, (encoded, points, score) in enumerate(images):
             number += 1
-            template = ids[min(i // 2, 2)]
-            medium = subject * 10 + (0 if i % 4 == 1 else i)  # images 0 and 1, and behind 4 some, are of one video
+            template = ids[min(i // 3, 2)]
+            medium = 10 * subject + (0 if i in (1, 3, 5) else i)  # two of each three are frames of the same video
             coordinates = ' '.join(f'{value:.3f}' for value in np.ravel(points))
             lists[ROWS[0]].append(f'{number}.jpg {coordinates} {score:.3f}')
             lists[ROWS[1]].append(f'{number}.jpg {template} {medium}')
@@ -75,7 +75,7 @@ def write_ijb(folder, faces, name='ijbc', search=True):
     return folder
 
 
-def synthetic_faces(subjects, images=6, seed=0):
+def synthetic_faces(subjects, images=8, seed=0):
     """Smooth random pictures with points near a shifted, turned template."""
     rng = np.random.default_rng(seed)
     people = []
@@ -102,7 +102,7 @@ def noisy_embeddings(folder, noise, dimension=16, seed=3):
     """Embeddings of a set's images, of which those of one subject are alike."""
     rng = np.random.default_rng(seed)
     protocol = IJBProtocol(folder)
-    subjects = np.arange(len(protocol.images)) // 6
+    subjects = np.arange(len(protocol.images)) // 8
     people = rng.normal(size=(subjects.max() + 1, dimension))
     norms = rng.uniform(0.5, 20, len(subjects))[:, None]
     return (norms * (people[subjects] + noise * rng.normal(size=(len(subjects), dimension)))).astype(np.float32)
@@ -319,8 +319,8 @@ POINTS = ' '.join(map(str, range(10)))
             replaced(5, '6.jpg 1 2'),
             r'line 5: image 6\.jpg, but line 5 of ijbc_name_5pts_score.txt has 5\.jpg',
         ),
-        (TEMPLATES, replaced(144, None), 'ends behind line 143; ijbc_name_5pts_score.txt has 144'),
-        (TEMPLATES, lambda lines: [*lines, '145.jpg 1 2'], 'line 145: image 145.jpg, but'),
+        (TEMPLATES, replaced(192, None), 'ends behind line 191; ijbc_name_5pts_score.txt has 192'),
+        (TEMPLATES, lambda lines: [*lines, '193.jpg 1 2'], 'line 193: image 193.jpg, but'),
         (PAIRS, replaced(7, '1 2'), r"line 7 \('1 2'\): not two templates and a label"),
         (PAIRS, replaced(7, '1000 1.0 1'), 'line 7 .*: not two templates and a label'),
         (PAIRS, replaced(7, '1000 1 2'), 'line 7 .*: the label is neither'),
@@ -352,7 +352,7 @@ def test_missing_lists_and_images(tmp_path):
         IJBProtocol(tmp_path)
     (folder / 'loose_crop' / '11.jpg').unlink()
     (folder / 'loose_crop' / '20.jpg').unlink()
-    with pytest.raises(FileNotFoundError, match=r'lacks 2 of the 144 images .* first 11\.jpg \(line 11\)'):
+    with pytest.raises(FileNotFoundError, match=r'lacks 2 of the 192 images .* first 11\.jpg \(line 11\)'):
         IJBFaces(folder)
     embeddings = noisy_embeddings(folder, 1)
     (folder / 'meta' / 'ijbc_1N_gallery_G2.csv').unlink()
@@ -388,7 +388,7 @@ def test_faces_are_aligned_as_insightface_does(ijbc):
     )
     older[:, 0] += 8
     faces = IJBFaces(ijbc)
-    for index in (0, 5, 77, 143):
+    for index in (0, 5, 77, 191):
         similarity = transform.SimilarityTransform()
         similarity.estimate(faces.protocol.points[index], older.astype(np.float32))
         image = cv2.imread(str(ijbc / 'loose_crop' / f'{index + 1}.jpg'))
@@ -402,17 +402,17 @@ def test_metric_of_a_runner(ijbc):
     """Batches in any order, some images twice, as samplers of several processes give them."""
     embeddings = noisy_embeddings(ijbc, 1.0)
     metric = IJBMetric(ijbc)
-    order = np.random.default_rng(0).permutation(np.concatenate([np.arange(144), np.arange(5)]))
+    order = np.random.default_rng(0).permutation(np.concatenate([np.arange(192), np.arange(5)]))
     samples = [DataSample(metainfo=dict(sample_idx=int(i))) for i in order]
     for sample, i in zip(samples, order):
         sample.set_field(torch.from_numpy(embeddings[i]), 'embedding')
     evaluator = Evaluator(metric)
     for start in range(0, len(samples), 16):
         evaluator.process(samples[start : start + 16])
-    found = evaluator.evaluate(144)
+    found = evaluator.evaluate(192)
     assert found == {f'ijbc/{key}': value for key, value in IJBMetric(ijbc).calculate(embeddings).items()}
     evaluator.process(samples[:16])
-    with pytest.raises(ValueError, match='images arrived that are not the 144 of'):
+    with pytest.raises(ValueError, match='images arrived that are not the 192 of'):
         evaluator.evaluate(1)
 
 
@@ -475,7 +475,7 @@ def test_command_is_a_literal_run(verify, ijbc, phi, tmp_path):
         assert found[key] == pytest.approx(value, abs=2e-3), key  # of 2304 pairs, two may change places in float32
     assert found['xnorm'] == pytest.approx(np.linalg.norm(passes, axis=2).mean(), rel=1e-4)
     cells = dict(zip(*(re.split(r' {2,}', line) for line in text.splitlines()[1:3])))
-    assert cells['images'] == '144' and cells['TAR@1e-6'] == '–' and cells['TPIR@1e-2'] == '–'
+    assert cells['images'] == '192' and cells['TAR@1e-6'] == '–' and cells['TPIR@1e-2'] == '–'
     assert cells['rank-1'] == f'{100 * found["mean/rank1"]:.2f}'
     assert cells['95 % interval'].endswith('@1e-3')
     points = np.genfromtxt(tmp_path / 'roc' / 'roc_ijbc.csv', delimiter=',', names=True)
@@ -516,11 +516,11 @@ def test_an_interrupted_command_goes_on(verify, phi, tmp_path, monkeypatch):
     del read[:]
     code, text = verify(*command)
     assert code == 0, text
-    assert read == list(range(96, 144))
+    assert read == list(range(96, 192))
     assert metrics(tmp_path / 'parts.json') == metrics(tmp_path / 'whole.json')
     del read[:]
     assert verify(*command[:-4], '--embeddings', kept, '--no-flip')[0] == 0  # other embeddings
-    assert len(read) == 144 and len(list(kept.glob('*.npz'))) == 10
+    assert len(read) == 192 and len(list(kept.glob('*.npz'))) == 12
     damaged = sorted(kept.glob('*.npz'))[0]
     damaged.write_bytes(damaged.read_bytes()[:-20])
     codes = [verify(*command, *flip) for flip in ((), ('--no-flip',))]
@@ -596,8 +596,8 @@ def test_real_faces_turned_and_scaled(shared, tmp_path):
         points = {row[0]: np.array(row[1:], float).reshape(5, 2) for row in csv.reader(file) if row[0] != 'path'}
     people = []
     for folder in sorted((shared / 'faces' / 'lfw112').iterdir()):
-        images = sorted(folder.iterdir())[:5]
-        if len(images) < 5:
+        images = sorted(folder.iterdir())[:7]
+        if len(images) < 7:
             continue
         own = []
         for image in images:
@@ -609,7 +609,7 @@ def test_real_faces_turned_and_scaled(shared, tmp_path):
             place = points[f'{folder.name}/{image.name}'] @ turn[:, :2].T + turn[:, 2]
             own.append((cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes(), place, 0.99))
         people.append(own)
-        if len(people) == 40:
+        if len(people) == 30:
             break
     tool = IJBSet('lfw', str(write_ijb(tmp_path / 'IJBC', people)))
     pack = shared / 'insightface_pack' / 'models' / 'mini'
