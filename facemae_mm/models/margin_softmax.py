@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .class_shard import rows_of_all
@@ -68,7 +69,7 @@ class _MarginSoftmax(torch.autograd.Function):
         position = labels[own] if rows is None else torch.searchsorted(rows, labels[own])
         position, order = position.sort()
         own = own[order]
-        cosine = (unit[own] * _unit_rows(weight, labels[own], unit.dtype)[0]).sum(1).clamp(-1, 1)
+        cosine = (unit[own] * F.normalize(weight[labels[own]].to(unit.dtype))).sum(1).clamp(-1, 1)
         with torch.enable_grad():
             cosine.requires_grad_()
             target = s * margin(cosine, norm[own])
@@ -78,10 +79,10 @@ class _MarginSoftmax(torch.autograd.Function):
         limit = threshold if threshold > 0 else margin.bound
         scaled = (s * unit).to(precision if unit.dtype == torch.float32 else unit.dtype)
         others = torch.zeros(2, len(unit), dtype=torch.float64, device=unit.device)  # Σ exp(s·c − shift); targets
-        blocks = []
+        blocks, inverses = [], []
         for start, stop, inside in _blocks(weight, rows, position, len(unit)):
-            directions, _ = _unit_rows(weight, _part(rows, start, stop), unit.dtype)
-            e = torch.mm(scaled, directions.to(scaled.dtype).T).to(unit.dtype)  # (N, K)
+            chosen, inverse = _rows(weight, rows, start, stop, unit.dtype)
+            e = torch.mm(scaled, (chosen * inverse[:, None]).to(scaled.dtype).T).to(unit.dtype)  # (N, K)
             over = None
             if limit < 1:
                 over = e > s * limit
@@ -92,7 +93,8 @@ class _MarginSoftmax(torch.autograd.Function):
             others[0] += e.sum(1)
             if over is not None:
                 e.masked_fill_(over, 0)
-            blocks.append(e.to(scaled.dtype))
+            blocks.append((e.mul_(inverse)).to(scaled.dtype))  # so that products with the raw weights are the gradient
+            inverses.append(inverse)
         others[1, own] = target.detach().double()
         if sharded:
             dist.all_reduce(others)
@@ -102,16 +104,16 @@ class _MarginSoftmax(torch.autograd.Function):
         ctx.factor = (s / len(unit) * (shift - total).exp()).to(unit.dtype)  # dL/dc of the others is factor · block
         miss = (log_others - total).exp()[own].to(unit.dtype)  # 1 − p of the own class
         ctx.pull = -miss * slope.detach() / len(unit)
-        ctx.save_for_backward(weight, unit, norm, labels, rows, own, position, *blocks)
+        ctx.save_for_backward(weight, unit, norm, labels, rows, own, position, torch.cat(inverses), *blocks)
         ctx.sharded, ctx.sparse = sharded, sparse
         return (total - others[1]).mean().to(unit.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        weight, unit, norm, labels, rows, own, position, *blocks = ctx.saved_tensors
+        weight, unit, norm, labels, rows, own, position, inverses, *blocks = ctx.saved_tensors
         factor, pull = ctx.factor[:, None] * grad, ctx.pull[:, None] * grad
-        pushed, pulled = unit * factor, unit[own] * pull
+        pushed, pulled = unit * factor, unit[own] * pull * inverses[position][:, None]
         wanted_embedding, wanted_weight = ctx.needs_input_grad[:2]
 
         into_unit = torch.zeros_like(unit) if wanted_embedding else None
@@ -120,24 +122,24 @@ class _MarginSoftmax(torch.autograd.Function):
             into_weight = torch.zeros_like(weight)
         elif wanted_weight:
             into_weight = weight.new_empty(len(weight) if rows is None else len(rows), weight.shape[1])
-        bounds = _blocks(weight, rows, position, len(unit))
-        for (start, stop, inside), e in zip(bounds, blocks, strict=True):
-            part = _part(rows, start, stop)
-            directions, length = _unit_rows(weight, part, unit.dtype)
+        whole = wanted_weight and into_weight.shape == weight.shape
+        for (start, stop, inside), e in zip(_blocks(weight, rows, position, len(unit)), blocks, strict=True):
+            chosen, _ = _rows(weight, rows, start, stop, unit.dtype, lengths=False)
             if wanted_embedding:
-                _add_product(into_unit, e, directions)
+                _add_product(into_unit, e, chosen)
             if wanted_weight:
-                g = torch.mm(e.T, pushed.to(e.dtype)).to(unit.dtype)
+                g = torch.mm(e.T, pushed.to(e.dtype)).to(unit.dtype)  # of directions, over lengths
                 g.index_add_(0, position[inside] - start, pulled[inside])
-                g.addcmul_(directions, (g * directions).sum(1, keepdim=True), value=-1).div_(length)
-                into_weight[part if into_weight.shape == weight.shape else slice(start, stop)] = g.to(weight.dtype)
+                along = (g * chosen).sum(1) * inverses[start:stop].square()
+                g.addcmul_(chosen, along[:, None], value=-1)
+                into_weight[rows[start:stop] if whole and rows is not None else slice(start, stop)] = g
         if wanted_weight and ctx.sparse and rows is not None:
             into_weight = torch.sparse_coo_tensor(
                 rows[None], into_weight, weight.shape, is_coalesced=True, check_invariants=False
             )
         if wanted_embedding:
             into_unit *= factor
-            into_unit.index_add_(0, own, _unit_rows(weight, labels[own], unit.dtype)[0] * pull)
+            into_unit.index_add_(0, own, F.normalize(weight[labels[own]].to(unit.dtype)) * pull)
             if ctx.sharded:
                 dist.all_reduce(into_unit)
                 into_unit *= dist.get_world_size()
@@ -157,15 +159,12 @@ def _blocks(weight: Tensor, rows: Tensor | None, position: Tensor, batch: int) -
     return [(a, min(a + size, count), slice(*edges[i : i + 2])) for i, a in enumerate(starts)]
 
 
-def _part(rows: Tensor | None, start: int, stop: int) -> Tensor | slice:
-    return slice(start, stop) if rows is None else rows[start:stop]
-
-
-def _unit_rows(weight: Tensor, part: Tensor | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows of the class weights with length 1, (K, D), and their lengths, (K, 1)."""
-    chosen = weight[part].to(dtype)
-    length = chosen.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return chosen / length, length
+def _rows(
+    weight: Tensor, rows: Tensor | None, start: int, stop: int, dtype: torch.dtype, lengths: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Class weights of a block, (K, D), and one over their lengths, (K,)."""
+    chosen = (weight[start:stop] if rows is None else weight[rows[start:stop]]).to(dtype)
+    return chosen, chosen.norm(dim=1).clamp_min_(1e-12).reciprocal_() if lengths else None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
