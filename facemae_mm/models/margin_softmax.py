@@ -79,7 +79,7 @@ class _MarginSoftmax(torch.autograd.Function):
         limit = threshold if threshold > 0 else margin.bound
         scaled = (s * unit).to(precision if unit.dtype == torch.float32 else unit.dtype)
         others = torch.zeros(2, len(unit), dtype=torch.float64, device=unit.device)  # Σ exp(s·c − shift); targets
-        blocks, inverses = [], []
+        blocks, inverses = [], [unit.new_empty(0)]  # a process may hold no class
         for start, stop, inside in _blocks(weight, rows, position, len(unit)):
             chosen, inverse = _rows(weight, rows, start, stop, unit.dtype)
             e = torch.mm(scaled, (chosen * inverse[:, None]).to(scaled.dtype).T).to(unit.dtype)  # (N, K)
@@ -93,7 +93,7 @@ class _MarginSoftmax(torch.autograd.Function):
             others[0] += e.sum(1)
             if over is not None:
                 e.masked_fill_(over, 0)
-            blocks.append((e.mul_(inverse)).to(scaled.dtype))  # so that products with the raw weights are the gradient
+            blocks.append(e.mul_(inverse).to(scaled.dtype))  # so that products with the raw weights are the gradient
             inverses.append(inverse)
         others[1, own] = target.detach().double()
         if sharded:
