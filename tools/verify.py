@@ -189,7 +189,12 @@ def run(args: argparse.Namespace) -> None:
         embedder |= dict(input_size=phi.input_size, channel_order=phi.channel_order, **shown)
         settings = dict(flip=not args.no_flip, batch_size=args.batch_size, processes=processes, device=device.type)
         versions = dict(facemae_mm=facemae_mm.__version__, torch=torch.__version__)
-        record = dict(command=shlex.join(['python', *sys.argv]), embedder=embedder, settings=settings | versions)
+        added = args.processes > 1 and sys.argv[-2:] == ['--launcher', 'pytorch']  # by main()
+        record = dict(
+            command=shlex.join(['python', *sys.argv[: -2 if added else None]]),
+            embedder=embedder,
+            settings=settings | versions,
+        )
         with whole_file(Path(args.out), 'x') as file:
             json.dump(record | dict(sets=report), file, indent=1, ensure_ascii=False)
         print(f'Numbers: {args.out}')

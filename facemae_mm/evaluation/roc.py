@@ -61,7 +61,8 @@ def save_roc(curves: Mapping[str, Mapping[str, np.ndarray]], folder: str | Path)
         paths.append(folder / f'roc_{name}.csv')
         with whole_file(paths[-1], 'x') as file:
             file.write(table.getvalue())
-    axes.set(xscale='log', xlabel='FAR', ylabel='TAR', xlim=(least, 1))
+    lowest = min(curve['tar'][curve['far'] <= least].max() for curve in curves.values())
+    axes.set(xscale='log', xlabel='FAR', ylabel='TAR', xlim=(least, 1), ylim=(max(lowest - 0.05, 0), 1.005))
     axes.grid(True, which='major', linewidth=0.4)
     axes.legend(loc='lower right')
     with whole_file(paths[0]) as file:
