@@ -15,7 +15,16 @@ import facemae_mm  # noqa: F401  registers the components
 from facemae_mm.command_line import add_options
 
 RECIPES = [
+    'adaface_r50_casia',
+    'arcface_mbf_casia',
+    'arcface_r100_casia',
+    'arcface_r18_casia',
+    'arcface_r18_small',
     'arcface_r50_casia',
+    'arcface_r50_casia_poly',
+    'arcface_vit_s_casia',
+    'cosface_mbf_small',
+    'cosface_r50_casia',
     'demo_arcface',
     'demo_export',
     'demo_facemae',
@@ -29,6 +38,7 @@ RECIPES = [
     'irm_simmim_swinb_webface',
     'leakage_casia',
     'mae_vitb_webface',
+    'pfc_r100_webface42m',
 ]
 pytestmark = pytest.mark.filterwarnings('ignore:FaceEmbedder. IResNet has no checkpoint')
 

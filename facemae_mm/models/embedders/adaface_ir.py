@@ -9,7 +9,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from .face_embedder import read_torch_checkpoint
-from .iresnet import STAGE_BLOCKS, conv3x3, refuse_other_sizes
+from .iresnet import STAGE_BLOCKS, refuse_other_sizes
+from .training_layers import Conv3x3, PReLU, lay_out
 
 #: Whose classes a checkpoint of AdaFace's training may name: Lightning 1.4 keeps a callback's state under its class.
 NAMED_PACKAGES = ('pytorch_lightning', 'lightning', 'lightning_fabric')
@@ -71,10 +72,10 @@ class IRBlock(nn.Module):
             )
         self.res_layer = nn.Sequential(
             nn.BatchNorm2d(in_channels),
-            conv3x3(in_channels, channels),
+            Conv3x3(in_channels, channels),
             nn.BatchNorm2d(channels),
-            nn.PReLU(channels),
-            conv3x3(channels, channels, stride),
+            PReLU(channels),
+            Conv3x3(channels, channels, stride),
             nn.BatchNorm2d(channels),
         )
         if squeeze_excite:
@@ -126,7 +127,7 @@ class AdaFaceIR(BaseModule):
             raise ValueError(f'AdaFaceIR: depth {depth!r} is unknown. Take 18, 34, 50 or 101.')
         self.embedding_dim = embedding_dim
         width = base_channels
-        self.input_layer = nn.Sequential(conv3x3(3, width), nn.BatchNorm2d(width), nn.PReLU(width))
+        self.input_layer = nn.Sequential(Conv3x3(3, width), nn.BatchNorm2d(width), PReLU(width))
         blocks = []
         for stage, num_blocks in enumerate(STAGE_BLOCKS[100 if depth == 101 else depth]):
             channels = base_channels << stage
@@ -145,6 +146,7 @@ class AdaFaceIR(BaseModule):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
         nn.init.zeros_(self.output_layer[3].bias)
+        self.memory_format = lay_out(self, base_channels)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         """Embeds normalised faces.
@@ -156,6 +158,6 @@ class AdaFaceIR(BaseModule):
             The embedding (N, D) alone in a tuple: raw, float32, also under autocast.
         """
         refuse_other_sizes(self, x)
-        x = self.body(self.input_layer(x))  # (N, 8·base_channels, 7, 7)
+        x = self.body(self.input_layer(x.contiguous(memory_format=self.memory_format)))  # (N, 8·base_channels, 7, 7)
         with torch.autocast(x.device.type, enabled=False):
             return (self.output_layer(x.float()),)

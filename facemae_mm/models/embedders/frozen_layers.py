@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .training_layers import Conv3x3, PReLU
+
 
 def _autocast(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both in the type that autocast gives a convolution."""
@@ -83,9 +85,13 @@ def freeze_layers(network: nn.Module) -> nn.Module:
         network: In eval mode for good, without trained parameters.
     """
     for module in network.modules():
-        if type(module) is nn.Conv2d and module.padding_mode == 'zeros' and not isinstance(module.padding, str):
+        if (
+            type(module) in (nn.Conv2d, Conv3x3)
+            and module.padding_mode == 'zeros'
+            and not isinstance(module.padding, str)
+        ):
             module.__class__ = FrozenConv2d
-        elif type(module) is nn.PReLU:
+        elif type(module) in (nn.PReLU, PReLU):
             module.__class__ = FrozenPReLU
         elif type(module) is nn.BatchNorm2d and module.track_running_stats:
             module.__class__ = FrozenBatchNorm2d

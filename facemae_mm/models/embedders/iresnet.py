@@ -5,6 +5,8 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import nn
 
+from .training_layers import Conv3x3, PReLU, lay_out
+
 #: Blocks in each of the four stages, by depth.
 STAGE_BLOCKS = {
     18: (2, 2, 2, 2),
@@ -13,11 +15,6 @@ STAGE_BLOCKS = {
     100: (3, 13, 30, 3),
     200: (6, 26, 60, 6),
 }
-
-
-def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
-    """3×3 convolution without bias that keeps the size, or halves it with stride 2."""
-    return nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
 
 
 def refuse_other_sizes(network: nn.Module, x: torch.Tensor) -> None:
@@ -36,10 +33,10 @@ class IBasicBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = conv3x3(in_channels, channels)
+        self.conv1 = Conv3x3(in_channels, channels)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.prelu = nn.PReLU(channels)
-        self.conv2 = conv3x3(channels, channels, stride)
+        self.prelu = PReLU(channels)
+        self.conv2 = Conv3x3(channels, channels, stride)
         self.bn3 = nn.BatchNorm2d(channels)
         self.downsample = None
         if stride != 1 or in_channels != channels:
@@ -93,9 +90,9 @@ class IResNet(BaseModule):
         if depth not in STAGE_BLOCKS:
             raise ValueError(f'IResNet: depth {depth!r} is unknown. Take one of {sorted(STAGE_BLOCKS)}.')
         self.embedding_dim = embedding_dim
-        self.conv1 = conv3x3(3, base_channels)
+        self.conv1 = Conv3x3(3, base_channels)
         self.bn1 = nn.BatchNorm2d(base_channels)
-        self.prelu = nn.PReLU(base_channels)
+        self.prelu = PReLU(base_channels)
         width = base_channels
         for stage, num_blocks in enumerate(STAGE_BLOCKS[depth]):
             channels = base_channels << stage
@@ -111,6 +108,7 @@ class IResNet(BaseModule):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)
+        self.memory_format = lay_out(self, base_channels)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         """Embeds normalised faces.
@@ -122,7 +120,7 @@ class IResNet(BaseModule):
             The embedding (N, D) alone in a tuple: raw, float32, also under autocast.
         """
         refuse_other_sizes(self, x)
-        x = self.prelu(self.bn1(self.conv1(x)))
+        x = self.prelu(self.bn1(self.conv1(x.contiguous(memory_format=self.memory_format))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, 8·base_channels, 7, 7)
         x = self.dropout(self.bn2(x).flatten(1))
         # arcface_torch's policy: half precision up to here, the Linear and the last BN in float32.

@@ -8,6 +8,7 @@ from mmpretrain.registry import MODELS
 from torch import nn
 
 from .iresnet import refuse_other_sizes
+from .training_layers import PReLU, lay_out
 
 
 class ConvBlock(nn.Module):
@@ -28,7 +29,7 @@ class ConvBlock(nn.Module):
             nn.Conv2d(in_channels, channels, kernel, stride, padding, groups=groups, bias=False),
             nn.BatchNorm2d(channels),
         ]
-        self.layers = nn.Sequential(*layers, *([] if linear else [nn.PReLU(channels)]))
+        self.layers = nn.Sequential(*layers, *([] if linear else [PReLU(channels)]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C_in, H, W) -> (N, C, H', W')."""
@@ -137,6 +138,7 @@ class MobileFaceNet(BaseModule):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        self.memory_format = lay_out(self, 64)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         """Embeds normalised faces.
@@ -148,6 +150,7 @@ class MobileFaceNet(BaseModule):
             The embedding (N, D) alone in a tuple: raw, float32, also under autocast.
         """
         refuse_other_sizes(self, x)
+        x = x.contiguous(memory_format=self.memory_format)
         for layer in self.layers:
             x = layer(x)  # (N, 128·scale, 7, 7) at the end
         with torch.autocast(x.device.type, enabled=False):  # arcface_torch's policy
