@@ -191,7 +191,8 @@ def test_processes_give_the_same(repository, verify, data, processes):
     assert 'OMP_NUM_THREADS' not in done.stderr and done.stdout.count('AUC') == 1
     one, more = (numbers(data / name, 'faces') for name in ('one.json', 'more.json'))
     report = json.loads((data / 'more.json').read_text())
-    assert report['settings']['processes'] == processes and report['command'].endswith(f'--processes {processes}')
+    assert '/tools/verify.py' in report['command'] and report['settings']['processes'] == processes
+    assert report['command'].endswith(f'--processes {processes}')
     assert one['metrics'].keys() == more['metrics'].keys()
     for key, value in one['metrics'].items():
         assert more['metrics'][key] == pytest.approx(value, abs=1e-6), key

@@ -204,7 +204,7 @@ def main() -> None:
     args = parse_args()
     if args.processes > 1 and args.launcher == 'none':
         os.environ.setdefault('OMP_NUM_THREADS', '1')  # torchrun would say so at length; start_processes sets torch's
-        start = ['--standalone', f'--nproc_per_node={args.processes}', __file__, *sys.argv[1:]]
+        start = ['--standalone', f'--nproc_per_node={args.processes}', *sys.argv]
         sys.exit(dist_run.main([*start, '--launcher', 'pytorch']))
     local_rank = process_numbers(args.launcher)[2]
     try:
