@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .config import TRAIN_PARTS, check_inputs
-from .memory import check_memory
+from .memory import check_memory, reuse_freed_memory
 
 #: Exit code of a run that was refused before it began.
 REFUSED = 2
@@ -196,9 +196,10 @@ def print_effective_batch(config: Config, processes: int) -> None:
 
 
 def _memory_shortage(config: Config, processes: int) -> str | None:
-    """Why a training does not fit, or None; a model that cannot be estimated is let through, with a word."""
+    """Why a training does not fit, or None; one that cannot be estimated is let through, one with room gets faster."""
     try:
-        check_memory(config, processes)
+        if check_memory(config, processes) and processes == 1:
+            reuse_freed_memory()
     except MemoryError as error:
         return str(error)
     except Exception as error:

@@ -1,6 +1,7 @@
 """Whether a training fits a machine without a GPU, before its model is built."""
 
 import copy
+import ctypes
 import math
 import os
 import re
@@ -36,6 +37,24 @@ MOMENTS = dict(SGD=1, RMSprop=1, Lion=1)
 
 #: Share of the memory that a training may fill.
 SHARE = 0.95
+
+#: Of glibc's mallopt: memory at the top that is kept, and how many requests are mapped on their own.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+#: How much more memory `reuse_freed_memory` may take: gaps between what is kept (measured: 1.4 times).
+REUSE = 1.6
+
+
+def reuse_freed_memory() -> None:
+    """Makes this process keep what it frees for its next request, where the C library is glibc.
+
+    By default glibc maps each activation above 32 MiB anew and returns it when it is freed: in every step the kernel
+    zeroes the same pages again, a fifth of a step of IResNet-18. The price is memory lost in gaps.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @dataclass
@@ -114,12 +133,15 @@ def estimate_memory(config: Config, processes: int = 1) -> MemoryEstimate:
     )
 
 
-def check_memory(config: Config, processes: int = 1) -> None:
+def check_memory(config: Config, processes: int = 1) -> bool:
     """Compares the estimate with this machine's memory.
 
     Args:
         config: Recipe, options applied.
         processes: On this machine, all of them started.
+
+    Returns:
+        Whether there is room for `reuse_freed_memory` too.
 
     Raises:
         MemoryError: The training does not fit; with the figures and a `--cfg-options` line that fits.
@@ -128,7 +150,7 @@ def check_memory(config: Config, processes: int = 1) -> None:
     held = processes * min(_own_bytes(), PROCESS_BYTES)  # in use already, and part of the estimate
     available = int(SHARE * (available_memory() + held))
     if estimate.total <= available:
-        return
+        return REUSE * estimate.total <= available
     message = (
         f'{processes} processes with a batch of {estimate.batch_size} each need about {_gib(estimate.total)} '
         f'of memory; this machine has {_gib(available)} for them. '
