@@ -34,7 +34,7 @@ test-slow: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/records.py $(if $(MXNET),--mxnet-python '$(MXNET)')
 	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/recogniser_step.py
+	$(BIN)/python benchmarks/head.py
 
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[fuzz]'

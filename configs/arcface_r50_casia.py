@@ -66,7 +66,7 @@ test_evaluator = val_evaluator
 # SGD 0.1 at 4 × 128, momentum 0.9, weight decay 5e-4; gradients clipped at 5 as arcface_torch does.
 optim_wrapper = dict(
     type='AutocastOptimWrapper',
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4),
+    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True),
     clip_grad=dict(max_norm=5, norm_type=2),
 )
 auto_scale_lr = dict(base_batch_size=512)

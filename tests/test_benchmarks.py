@@ -50,3 +50,20 @@ def test_records_prints_its_ratios(repository, tmp_path):
     assert done.stdout.rstrip().endswith(' '.join(lines[-1]))
     assert len(re.findall(r'ratio \d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)', done.stdout)) == 3
     assert len(re.findall(r'peak memory: ours [\d,]+ MiB, ImageFolder [\d,]+ MiB', done.stdout)) == 1
+
+
+@pytest.mark.slow
+def test_head_prints_its_ratios(repository):
+    options = ['--classes', '300', '--batch', '16', '--sharded-classes', '3000', '--rounds', '3', '--heads-only']
+    done = subprocess.run(
+        [sys.executable, str(repository / 'benchmarks/head.py'), *options],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | dict(PYTHONPATH=str(repository)),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith('ratio ')]
+    assert [name for _, name, _ in lines] == ['dense_time', 'dense_memory', 'sharded_time', 'sharded_memory']
+    assert all(float(value) > 0 for *_, value in lines)
+    assert 'three products alone' in done.stdout and 'with sparse SGD' in done.stdout

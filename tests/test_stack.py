@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch.utils.data import Dataset
 
 from facemae_mm import stack
@@ -61,6 +61,20 @@ def test_a_checkpoint_of_mmengines_runner_is_resumed_with_safe_loading(tmp_path,
     logged = second.message_hub.get_scalar('train/loss')
     assert len(logged._log_history) == 6 and np.isfinite(logged.mean())
     assert not torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / 'epoch_1.pth')
+
+
+def test_a_checkpoint_is_mapped_not_read_whole(tmp_path, monkeypatch):
+    checkpoint = dict(state_dict=dict(weight=torch.arange(6.0)))
+    torch.save(checkpoint, tmp_path / 'zip.pth')
+    torch.save(checkpoint, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    options, load = [], torch.load
+    monkeypatch.setattr(torch, 'load', lambda *a, **k: options.append(k) or load(*a, **k))
+    for name, mapped in (('zip.pth', True), ('old.pth', False)):
+        found = CheckpointLoader.load_checkpoint(str(tmp_path / name), map_location='cuda')  # not onto the GPU
+        assert torch.equal(found['state_dict']['weight'], torch.arange(6.0))
+        assert options.pop() == dict(map_location='cpu', mmap=mapped, weights_only=True)
+    with pytest.raises(FileNotFoundError, match='none.pth'):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'none.pth'))
 
 
 def test_without_the_workaround_it_is_not(tmp_path):

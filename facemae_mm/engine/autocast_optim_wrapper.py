@@ -86,8 +86,8 @@ class AutocastOptimWrapper(OptimWrapper):
         if self.loss_scaler is None:
             super().step(**kwargs)
             return
+        self.loss_scaler.unscale_(self.optimizer)  # here processes tell each other of overflows; a fused step would not
         if self.clip_grad_kwargs:
-            self.loss_scaler.unscale_(self.optimizer)
             self._clip_grad()
         self.loss_scaler.step(self.optimizer, **kwargs)
         self.loss_scaler.update()

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from .class_shard import rows_of_all
 
-#: Logits that are worked on at once: on a CPU so few that they stay in its cache (1 MiB).
-BLOCK = dict(cpu=2**18, cuda=2**26)
+#: Logits that are worked on at once: on a CPU so few that they stay in its cache (4 MiB).
+BLOCK = dict(cpu=2**20, cuda=2**26)
 
 #: Largest s. Up to 64 every exp(s·cos) is a normal float32; up to 100 only those that are 10⁻³⁸ of the sum vanish
 #: wherever a class but the own one has a cosine above −0.5.
@@ -122,17 +122,20 @@ class _MarginSoftmax(torch.autograd.Function):
             into_weight = torch.zeros_like(weight)
         elif wanted_weight:
             into_weight = weight.new_empty(len(weight) if rows is None else len(rows), weight.shape[1])
-        whole = wanted_weight and into_weight.shape == weight.shape
+        spread = wanted_weight and rows is not None and not ctx.sparse  # over the rows of a dense gradient
         for (start, stop, inside), e in zip(_blocks(weight, rows, position, len(unit)), blocks, strict=True):
             chosen, _ = _rows(weight, rows, start, stop, unit.dtype, lengths=False)
             if wanted_embedding:
                 _add_product(into_unit, e, chosen)
             if wanted_weight:
-                g = torch.mm(e.T, pushed.to(e.dtype)).to(unit.dtype)  # of directions, over lengths
+                part = rows[start:stop] if spread else slice(start, stop)
+                in_place = not spread and e.dtype == unit.dtype == weight.dtype
+                g = torch.mm(e.T, pushed.to(e.dtype), out=into_weight[part] if in_place else None).to(unit.dtype)
                 g.index_add_(0, position[inside] - start, pulled[inside])
                 along = (g * chosen).sum(1) * inverses[start:stop].square()
-                g.addcmul_(chosen, along[:, None], value=-1)
-                into_weight[rows[start:stop] if whole and rows is not None else slice(start, stop)] = g
+                g.addcmul_(chosen, along[:, None], value=-1)  # of the directions; a length has none
+                if not in_place:
+                    into_weight[part] = g
         if wanted_weight and ctx.sparse and rows is not None:
             into_weight = torch.sparse_coo_tensor(
                 rows[None], into_weight, weight.shape, is_coalesced=True, check_invariants=False
