@@ -154,10 +154,10 @@ def compare_dense(classes: int, size: int, rounds: int) -> list[str]:
         out @ w, out.T @ a
         return time.perf_counter() - start
 
-    print('  its three products alone:', print_ratio('products', products, peer, rounds, digits=3).split()[-1])
+    print_ratio('  its three products alone', products, peer, rounds, digits=3)
     if native_bfloat16('cpu'):
-        print('  with products in bfloat16:', end=' ')
-        print_ratio('dense_time_bfloat16', dense_step('ours', classes, size, 'bfloat16'), peer, rounds, digits=3)
+        half = dense_step('ours', classes, size, 'bfloat16')
+        print_ratio('  with products in bfloat16', half, peer, rounds, digits=3)
     else:
         print('  with products in bfloat16: not run, this processor multiplies none')
     peaks = [memory('dense_step', kind, classes, size) for kind in ('ours', 'peer')]

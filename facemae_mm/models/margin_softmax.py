@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from .class_shard import rows_of_all
 
-#: Logits that are worked on at once: on a CPU so few that they stay in its cache (4 MiB).
-BLOCK = dict(cpu=2**20, cuda=2**26)
+#: Logits that are worked on at once: on a CPU so few that they stay in its cache (2 MiB).
+BLOCK = dict(cpu=2**19, cuda=2**26)
 
 #: Largest s. Up to 64 every exp(s·cos) is a normal float32; up to 100 only those that are 10⁻³⁸ of the sum vanish
 #: wherever a class but the own one has a cosine above −0.5.
@@ -79,10 +79,13 @@ class _MarginSoftmax(torch.autograd.Function):
         limit = threshold if threshold > 0 else margin.bound
         scaled = (s * unit).to(precision if unit.dtype == torch.float32 else unit.dtype)
         others = torch.zeros(2, len(unit), dtype=torch.float64, device=unit.device)  # Σ exp(s·c − shift); targets
-        blocks, inverses = [], [unit.new_empty(0)]  # a process may hold no class
+        count = len(weight) if rows is None else len(rows)
+        kept = scaled.new_empty(count * len(unit))  # of all blocks at once, so that it is given back at once
+        inverses = unit.new_empty(count)
         for start, stop, inside in _blocks(weight, rows, position, len(unit)):
-            chosen, inverse = _rows(weight, rows, start, stop, unit.dtype)
-            e = torch.mm(scaled, (chosen * inverse[:, None]).to(scaled.dtype).T).to(unit.dtype)  # (N, K)
+            chosen, block = _rows(weight, rows, start, stop, unit.dtype), _block(kept, start, stop, len(unit))
+            inverse = torch.norm(chosen, dim=1, out=inverses[start:stop]).clamp_min_(1e-12).reciprocal_()
+            e = torch.mm(scaled, (chosen * inverse[:, None]).to(scaled.dtype).T, out=block).to(unit.dtype)  # (N, K)
             over = None
             if limit < 1:
                 over = e > s * limit
@@ -93,8 +96,9 @@ class _MarginSoftmax(torch.autograd.Function):
             others[0] += e.sum(1)
             if over is not None:
                 e.masked_fill_(over, 0)
-            blocks.append(e.mul_(inverse).to(scaled.dtype))  # so that products with the raw weights are the gradient
-            inverses.append(inverse)
+            e.mul_(inverse)  # so that products with the raw weights are the gradient
+            if e is not block:
+                block.copy_(e)
         others[1, own] = target.detach().double()
         if sharded:
             dist.all_reduce(others)
@@ -104,14 +108,14 @@ class _MarginSoftmax(torch.autograd.Function):
         ctx.factor = (s / len(unit) * (shift - total).exp()).to(unit.dtype)  # dL/dc of the others is factor · block
         miss = (log_others - total).exp()[own].to(unit.dtype)  # 1 − p of the own class
         ctx.pull = -miss * slope.detach() / len(unit)
-        ctx.save_for_backward(weight, unit, norm, labels, rows, own, position, torch.cat(inverses), *blocks)
+        ctx.save_for_backward(weight, unit, norm, labels, rows, own, position, inverses, kept)
         ctx.sharded, ctx.sparse = sharded, sparse
         return (total - others[1]).mean().to(unit.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        weight, unit, norm, labels, rows, own, position, inverses, *blocks = ctx.saved_tensors
+        weight, unit, norm, labels, rows, own, position, inverses, kept = ctx.saved_tensors
         factor, pull = ctx.factor[:, None] * grad, ctx.pull[:, None] * grad
         pushed, pulled = unit * factor, unit[own] * pull * inverses[position][:, None]
         wanted_embedding, wanted_weight = ctx.needs_input_grad[:2]
@@ -123,8 +127,8 @@ class _MarginSoftmax(torch.autograd.Function):
         elif wanted_weight:
             into_weight = weight.new_empty(len(weight) if rows is None else len(rows), weight.shape[1])
         spread = wanted_weight and rows is not None and not ctx.sparse  # over the rows of a dense gradient
-        for (start, stop, inside), e in zip(_blocks(weight, rows, position, len(unit)), blocks, strict=True):
-            chosen, _ = _rows(weight, rows, start, stop, unit.dtype, lengths=False)
+        for start, stop, inside in _blocks(weight, rows, position, len(unit)):
+            chosen, e = _rows(weight, rows, start, stop, unit.dtype), _block(kept, start, stop, len(unit))
             if wanted_embedding:
                 _add_product(into_unit, e, chosen)
             if wanted_weight:
@@ -162,12 +166,14 @@ def _blocks(weight: Tensor, rows: Tensor | None, position: Tensor, batch: int) -
     return [(a, min(a + size, count), slice(*edges[i : i + 2])) for i, a in enumerate(starts)]
 
 
-def _rows(
-    weight: Tensor, rows: Tensor | None, start: int, stop: int, dtype: torch.dtype, lengths: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """Class weights of a block, (K, D), and one over their lengths, (K,)."""
-    chosen = (weight[start:stop] if rows is None else weight[rows[start:stop]]).to(dtype)
-    return chosen, chosen.norm(dim=1).clamp_min_(1e-12).reciprocal_() if lengths else None
+def _rows(weight: Tensor, rows: Tensor | None, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Class weights of a block, (K, D)."""
+    return (weight[start:stop] if rows is None else weight[rows[start:stop]]).to(dtype)
+
+
+def _block(kept: Tensor, start: int, stop: int, batch: int) -> Tensor:
+    """What is kept of a block, (N, K), in what is kept of all."""
+    return kept[start * batch : stop * batch].view(batch, stop - start)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
