@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS, TRANSFORMS
@@ -109,9 +110,11 @@ def estimate_memory(config: Config, processes: int = 1) -> MemoryEstimate:
     if config.get('data_preprocessor'):
         network.setdefault('data_preprocessor', config.data_preprocessor)  # as the Runner does
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action='ignore'):
+    alone = mock.patch('torch.distributed.is_initialized', lambda: False)  # the other processes do not estimate
+    network = _without_files(network)
+    with alone, torch.random.fork_rng(devices=[]), warnings.catch_warnings(action='ignore'):
         with _OnShapes(fake):
-            model = MODELS.build(_without_files(network))
+            model = MODELS.build(network)
         two, three = (_kept_for_backward(model, config, fake, samples) for samples in (2, 3))
     per_sample = max(three - two, 1)
 
@@ -225,6 +228,8 @@ def _without_files(model: dict) -> dict:
         if isinstance(node, dict):
             backbone = node.get('backbone')
             is_file = isinstance(backbone, dict) and backbone.get('type') == 'OnnxFaceNet'
+            if node.get('type') == 'PartialFCHead':
+                _one_process_head(node)
             for key in ('init_cfg', 'pretrained', 'gather', 'cache', *([] if is_file else ['checkpoint'])):
                 node.pop(key, None)
         for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
@@ -232,6 +237,18 @@ def _without_files(model: dict) -> dict:
 
     strip(model)
     return model
+
+
+def _one_process_head(head: dict) -> None:
+    """Makes PartialFCHead's config one of ArcFaceHead that needs as much memory as a process, or more.
+
+    Of C classes a process of W holds C / W, and of all W batches together takes the sampled ones, which is as much as
+    its own batch and the sample of all C.
+    """
+    rate = head.pop('sample_rate', 1.0)
+    head.pop('sparse', None)
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    head.update(type='ArcFaceHead', num_classes=math.ceil(head['num_classes'] * max(rate, 1 / processes)))
 
 
 def _mask_generator(config: Config) -> dict:

@@ -196,7 +196,7 @@ def test_exact_derivative_at_the_ends_counts_the_sine_as_constant(m2):
 def test_adaface_follows_the_norms_of_training_alone():
     margin = AdaFaceMargin()
     norms = torch.tensor([5.0, 500.0, 1e-9, 40.0])
-    margin.observe(norms)
+    margin.observe(norms, True)
     clipped = norms.clamp(1e-3, 100)
     torch.testing.assert_close(margin.batch_mean, 0.99 * 20 + 0.01 * clipped.mean())
     torch.testing.assert_close(margin.batch_std, 0.99 * 100 + 0.01 * clipped.std())

@@ -1,8 +1,10 @@
 """Mixed precision on CPU, and class weights apart from clipping."""
 
+import math
+
 import pytest
 import torch
-from mmpretrain.registry import OPTIM_WRAPPERS
+from mmpretrain.registry import OPTIM_WRAPPERS, OPTIMIZERS
 
 from facemae_mm.engine import autocast_optim_wrapper
 from facemae_mm.models import ArcFaceHead
@@ -86,7 +88,25 @@ def test_float16_scales_the_loss_and_skips_a_step_that_overflows():
     assert other.loss_scaler.get_scale() == 512
 
 
-@pytest.mark.parametrize('options', [dict(dtype='float8'), dict(loss_scale=dict(init_scale=2.0))])
+def test_dynamic_scale_by_its_name():
+    assert build(torch.nn.Linear(2, 1), dtype='float16', loss_scale='dynamic').loss_scaler.get_scale() == 2**16
+
+
+@pytest.mark.parametrize('kind', ['SGD', 'RowSparseSGD'])
+def test_a_fused_step_that_overflows_is_skipped(kind):
+    model = torch.nn.Linear(2, 1, bias=False)
+    optimizer = OPTIMIZERS.build(dict(type=kind, params=model.parameters(), lr=0.5, fused=True))
+    wrapper = OPTIM_WRAPPERS.build(
+        dict(type='AutocastOptimWrapper', optimizer=optimizer, emulate=True, dtype='float16')
+    )
+    before = model.weight.detach().clone()
+    wrapper.update_params(model.weight.sum() * math.inf)
+    assert torch.equal(model.weight, before) and wrapper.loss_scaler.get_scale() == 2**15
+
+
+@pytest.mark.parametrize(
+    'options', [dict(dtype='float8'), dict(loss_scale=dict(init_scale=2.0)), dict(dtype='float16', loss_scale=8.0)]
+)
 def test_other_types_and_a_scale_without_need_are_refused(options):
     with pytest.raises(ValueError, match='AutocastOptimWrapper'):
         build(torch.nn.Linear(2, 2), **options)

@@ -134,3 +134,11 @@ def test_this_machine_has_memory():
     assert before > 2**28
     del held
     assert memory._own_bytes() < before - 2**27
+
+
+def test_two_hundred_million_sharded_classes_are_refused(repository):
+    estimate = estimate_memory(small_recipe(repository, 'pfc_r100_webface42m'))
+    classes = 2059906 * 512 * 4
+    assert estimate.gradients == pytest.approx(classes + 65e6 * 4, rel=0.02)  # in one process, and those of R100
+    with pytest.raises(MemoryError, match='Not even a batch of 2 fits'):
+        check_memory(small_recipe(repository, 'pfc_r100_webface42m', num_classes=200_000_000))

@@ -1,6 +1,10 @@
 """PartialFC: shards against one dense head, in the Runner, and through checkpoints of any number of processes."""
 
 import math
+import os
+import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +15,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
-from processes import spawn
-from tiny import write_faces
+from processes import free_port, spawn
+from tiny import cfg_options, write_faces
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +27,7 @@ from facemae_mm.engine.class_shards import check_sharding
 from facemae_mm.launch import init_distributed
 from facemae_mm.models.arcface_head import ArcFaceHead
 from facemae_mm.models.class_shard import ClassShard
+from facemae_mm.models.margins import AdaFaceMargin
 from facemae_mm.models.partial_fc_head import PartialFCHead
 
 BATCH, CHANNELS = 12, 6
@@ -200,6 +205,21 @@ def test_first_weights_do_not_depend_on_the_number_of_processes(tmp_path):
     assert torch.equal(torch.load(tmp_path / 'gathered.pth'), one.weight.data)
 
 
+NORMS = torch.tensor([3.0, 8.0, 15.0, 40.0])
+
+
+def observe_half():
+    margin = AdaFaceMargin()
+    margin.observe(NORMS.chunk(2)[dist.get_rank()], False)
+    alone = AdaFaceMargin()
+    alone.observe(NORMS, True)
+    torch.testing.assert_close(dict(margin.state_dict()), dict(alone.state_dict()))
+
+
+def test_adaface_under_a_dense_head_observes_all_processes():
+    spawn(observe_half, 2)
+
+
 @MODELS.register_module()
 class FlatNet(nn.Module):
     """A backbone that treats every face alone, so that one process and several train alike."""
@@ -220,6 +240,8 @@ class Record(Hook):
         self.spoil = spoil
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if not self.losses:
+            self.start = head_of(runner).weight.detach().clone()
         if self.spoil == runner.iter:
             handle = head_of(runner).weight.register_hook(lambda gradient: handle.remove() or gradient * math.inf)
 
@@ -228,7 +250,8 @@ class Record(Hook):
         self.losses.append(outputs['loss'].item())
         self.backbones.append({name: value.clone() for name, value in model.backbone.state_dict().items()})
         self.shards.append(model.head.weight.detach().clone())
-        self.norms.append(runner.message_hub.get_scalar('train/grad_norm').current())
+        scalars = runner.message_hub.log_scalars
+        self.norms.append(scalars['train/grad_norm'].current() if 'train/grad_norm' in scalars else None)
 
 
 def head_of(runner):
@@ -288,14 +311,20 @@ def train_and_compare(repository, faces, work):
 
     options = dict(optim_wrapper__dtype='float16', optim_wrapper__emulate=True)
     options['optim_wrapper__loss_scale'] = dict(init_scale=2.0)
-    spoil = 2 if rank == 1 else None
-    runner, record = trained(repository, faces, work / 'spoilt', 2, 1, spoil=spoil, **options, **NARROW)
+    for fused, ranks in ((False, [1]), (True, [0, 1, 2])):
+        options['optim_wrapper__optimizer__fused'] = fused
+        spoil = 2 if rank in ranks else None
+        runner, record = trained(repository, faces, work / f'spoilt {fused}', 2, 1, spoil=spoil, **options, **NARROW)
+        check_skipped(runner, record)
+
+
+def check_skipped(runner, record):
     same = [
         torch.equal(record.backbones[i]['conv1.weight'], record.backbones[i + 1]['conv1.weight'])
         and torch.equal(record.shards[i], record.shards[i + 1])
         for i in range(4)
     ]
-    assert same == [False, True, False, False], (rank, same)
+    assert same == [False, True, False, False], (dist.get_rank(), same)
     assert runner.optim_wrapper.loss_scaler.get_scale() == 1.0
     assert all(value.isfinite().all() for value in record.backbones[-1].values())
 
@@ -303,6 +332,31 @@ def train_and_compare(repository, faces, work):
 def test_runner_keeps_backbones_equal_and_shards_apart(repository, tmp_path):
     """Three processes, seven classes, clipping; then float16 with an overflow in one of them."""
     spawn(train_and_compare, 3, repository, write_faces(tmp_path / 'faces', 7, 5), tmp_path)
+
+
+def train_sparsely(repository, faces, work):
+    sparse = dict(optim_wrapper__optimizer__type='RowSparseSGD', model__head__sparse=True, model__head__sample_rate=0.5)
+    sparse |= dict(optim_wrapper__accumulative_counts=2, **FLAT)
+    _, first = trained(repository, faces, work, 2, 1, **sparse)
+    runner, record = trained(repository, faces, work, 2, 2, resume=True, **sparse)
+    shard = head_of(runner).shard
+    moved = (record.shards[0] != record.shards[-1]).any(1)
+    dist.barrier()  # the first process has written it
+    state = torch.load(work / 'epoch_2.pth', weights_only=False)
+    assert state['optimizer']['state'][2]['momentum_buffer'].shape == (7, 16)
+    assert not torch.equal(
+        shard.cut(state['optimizer']['state'][2]['momentum_buffer']), torch.zeros(shard.num_local, 16)
+    )
+    assert moved.any() and all(torch.isfinite(shard).all() for shard in record.shards)
+    # a step is two batches: weights stay between them
+    assert torch.equal(first.shards[0], first.start) and not torch.equal(first.shards[0], first.shards[1])
+    every = [None] * 2
+    dist.all_gather_object(every, record.backbones[-1])
+    assert all(torch.equal(every[0][name], every[1][name]) for name in every[0])
+
+
+def test_sparse_rows_with_accumulation_over_two_processes(repository, tmp_path):
+    spawn(train_sparsely, 2, repository, write_faces(tmp_path / 'faces', 7, 4), tmp_path / 'work')
 
 
 FLAT = dict(model__backbone=dict(_delete_=True, type='FlatNet'), model__head__in_channels=16)
@@ -347,3 +401,34 @@ def test_what_would_break_shards_is_refused(monkeypatch):
     plain = OptimWrapper(optimizer=torch.optim.SGD(model.parameters(), 0.1))
     with pytest.raises(TypeError, match='OptimWrapper clips.*AutocastOptimWrapper'):
         check_sharding(SimpleNamespace(model=wrapped, optim_wrapper=plain))
+
+
+def test_the_command_trains_sharded_classes_in_two_processes(repository, tmp_path):
+    """`tools/dist_train.sh`, its estimate of memory included, which one process makes while the other waits."""
+    faces = write_faces(tmp_path / 'faces', 5, 4)
+    options = {
+        'recognition_faces': str(faces),
+        'num_classes': 5,
+        'model.head.type': 'PartialFCHead',
+        'model.head.sample_rate': 0.6,
+        'optim_wrapper.type': 'AutocastOptimWrapper',
+        'train_dataloader.batch_size': 2,
+        'train_cfg.max_epochs': 1,
+        'default_hooks.logger.interval': 1,
+        'param_scheduler': [],
+    }
+    command = ['bash', 'tools/dist_train.sh', 'configs/demo_arcface.py', '2', '--work-dir', str(tmp_path / 'work')]
+    environment = os.environ | dict(PYTHON=sys.executable, PORT=str(free_port()))
+    done = subprocess.run(
+        [*command, '--cfg-options', *cfg_options(options)],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-3000:]
+    assert 'Memory not estimated' not in text and len(re.findall(r'\[1\]\[\d/5\].*loss: \d', text)) == 5
+    saved = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=True)
+    assert saved['state_dict']['head.weight'].shape == (5, 128)

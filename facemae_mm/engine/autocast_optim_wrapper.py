@@ -32,29 +32,37 @@ class AutocastOptimWrapper(OptimWrapper):
 
     Args:
         dtype: 'bfloat16' or 'float16'.
-        loss_scale: Options of `torch.amp.GradScaler`, for float16: init_scale, growth_interval, ….
+        loss_scale: Options of `torch.amp.GradScaler`, for float16: init_scale, growth_interval, …; 'dynamic' or None
+            are its own.
         emulate: Run in that type also where the device has none, to compare numbers, not for speed.
         kwargs: Arguments of `OptimWrapper`: optimizer, accumulative_counts, clip_grad.
 
     Raises:
-        ValueError: Another dtype, or a scaled loss with bfloat16.
+        ValueError: Another dtype, another loss_scale, or one with bfloat16.
     """
 
     def __init__(
-        self, *, dtype: str = 'bfloat16', loss_scale: dict | None = None, emulate: bool = False, **kwargs
+        self, *, dtype: str = 'bfloat16', loss_scale: dict | str | None = None, emulate: bool = False, **kwargs
     ) -> None:
         super().__init__(**kwargs)
         if dtype not in ('bfloat16', 'float16'):
             raise ValueError(f"AutocastOptimWrapper: dtype must be 'bfloat16' or 'float16', not {dtype!r}.")
         if loss_scale is not None and dtype == 'bfloat16':
             raise ValueError("AutocastOptimWrapper: bfloat16 needs no loss_scale. Leave it out or set dtype='float16'.")
+        if not isinstance(loss_scale, dict) and loss_scale not in (None, 'dynamic'):
+            raise ValueError(
+                f"AutocastOptimWrapper: loss_scale={loss_scale!r} is neither 'dynamic' nor options of GradScaler. Set "
+                'loss_scale=dict(init_scale=…).'
+            )
         self.dtype = getattr(torch, dtype)
         self.emulate = emulate
         self.loss_scaler = None
         if dtype == 'float16':
             device = next(self._parameters()).device.type
             kind = ShardedGradScaler if get_world_size() > 1 else torch.amp.GradScaler
-            self.loss_scaler = kind(device, **(loss_scale or {}), enabled=self._native(device))
+            self.loss_scaler = kind(
+                device, **(loss_scale if isinstance(loss_scale, dict) else {}), enabled=self._native(device)
+            )
         #: The optimiser's states for shards of all processes, on the first one while a checkpoint is saved.
         self.gathered_states = {}
         self._told = False
@@ -86,10 +94,15 @@ class AutocastOptimWrapper(OptimWrapper):
         if self.loss_scaler is None:
             super().step(**kwargs)
             return
-        self.loss_scaler.unscale_(self.optimizer)  # here processes tell each other of overflows; a fused step would not
+        overflow = False
+        if self.loss_scaler.is_enabled():
+            self.loss_scaler.unscale_(self.optimizer)  # here processes tell each other of overflows
+            found = self.loss_scaler._found_inf_per_device(self.optimizer).values()
+            overflow = any(float(value) > 0 for value in found)
         if self.clip_grad_kwargs:
             self._clip_grad()
-        self.loss_scaler.step(self.optimizer, **kwargs)
+        if not overflow:  # a fused step would take a flag that several processes added up for none
+            self.loss_scaler.step(self.optimizer, **kwargs)
         self.loss_scaler.update()
 
     def _clip_grad(self) -> None:

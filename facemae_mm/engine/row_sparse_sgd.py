@@ -1,6 +1,6 @@
 """SGD that touches only the rows of which a sparse gradient speaks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from mmpretrain.registry import OPTIMIZERS
@@ -16,9 +16,14 @@ class RowSparseSGD(torch.optim.SGD):
     torch's own SGD refuses weight decay with sparse gradients.
 
     Args:
-        args: As for `torch.optim.SGD`.
+        params: As for `torch.optim.SGD`.
+        lr: As for `torch.optim.SGD`.
         kwargs: As for `torch.optim.SGD`.
     """
+
+    def __init__(self, params: Iterable, lr: float = 1e-3, **kwargs) -> None:
+        super().__init__(params, lr, **kwargs)
+        self._step_supports_amp_scaling = False  # GradScaler is to skip a step that overflowed, fused or not
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> torch.Tensor | None:

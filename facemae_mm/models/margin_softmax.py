@@ -63,7 +63,7 @@ class _MarginSoftmax(torch.autograd.Function):
         norm = embeddings.norm(dim=1).clamp_min(1e-12)
         unit = embeddings / norm[:, None]
         if margin.training:
-            margin.observe(norm)
+            margin.observe(norm, sharded)
 
         own = (labels >= 0).nonzero()[:, 0]  # rows whose class is here
         position = labels[own] if rows is None else torch.searchsorted(rows, labels[own])

@@ -3,8 +3,11 @@
 import math
 
 import torch
+from mmengine.dist import get_world_size
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
+
+from .class_shard import rows_of_all
 
 
 @MODELS.register_module()
@@ -29,7 +32,7 @@ class CombinedMargin(nn.Module):
         super().__init__()
         self.m1, self.m2, self.m3 = m1, m2, m3
 
-    def observe(self, norm: Tensor) -> None:
+    def observe(self, norm: Tensor, of_all: bool) -> None:
         """Learns nothing from the norms of a batch."""
 
     def forward(self, cosine: Tensor, norm: Tensor) -> Tensor:
@@ -77,8 +80,15 @@ class AdaFaceMargin(nn.Module):
         self.register_buffer('batch_std', torch.tensor(100.0))
 
     @torch.no_grad()
-    def observe(self, norm: Tensor) -> None:
-        """Takes a batch's norms (N,), of all processes where classes are sharded, into the running values."""
+    def observe(self, norm: Tensor, of_all: bool) -> None:
+        """Takes the norms of all processes' batches into the running values, so that these are the same on each.
+
+        Args:
+            norm: Of a batch, (N,).
+            of_all: Whether they are of all processes already.
+        """
+        if not of_all and get_world_size() > 1:
+            norm = rows_of_all(norm)
         norm = norm.clamp(1e-3, 100)
         self.batch_mean.lerp_(norm.mean().to(self.batch_mean.dtype), self.t_alpha)
         if len(norm) > 1:

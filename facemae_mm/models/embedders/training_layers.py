@@ -43,11 +43,11 @@ class _PReLU(torch.autograd.Function):
         return torch.prelu(x, slope)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         x, slope = ctx.saved_tensors
         positive = torch.ops.aten.threshold_backward(grad, x, 0)
         negative = grad - positive
-        slope_grad = (negative * x).sum((0, 2, 3))
+        slope_grad = (negative * x).sum((0, 2, 3)) if ctx.needs_input_grad[1] else None
         return positive.addcmul_(negative, slope.view(-1, 1, 1)), slope_grad
 
 
@@ -60,10 +60,13 @@ class _LargeConv2d(torch.autograd.Function):
         return F.conv2d(x, weight, padding=1)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         x, weight = ctx.saved_tensors
         x_grad = torch.nn.grad.conv2d_input(x.shape, weight, grad, padding=1) if ctx.needs_input_grad[0] else None
-        return x_grad, torch.nn.grad.conv2d_weight(x.contiguous(), weight.shape, grad.contiguous(), padding=1)
+        if not ctx.needs_input_grad[1]:
+            return x_grad, None
+        weight_grad = torch.nn.grad.conv2d_weight(x.contiguous(), weight.shape, grad.contiguous(), padding=1)
+        return x_grad, torch.empty_like(weight).copy_(weight_grad)  # in the order of the weight, as DDP's buckets are
 
 
 class PReLU(nn.PReLU):
