@@ -8,10 +8,8 @@ recogniser: see recogniser_step.py.
 
 import argparse
 import gc
-import logging
 import os
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +17,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from mmengine.registry import init_default_scope
 from mmpretrain.models.heads import ArcFaceClsHead
 from mmpretrain.structures import DataSample
 from recogniser_step import compare_accuracy, compare_steps
 from side_by_side import peak_mib, print_ratio
 from torch import Tensor, nn
+from train_step import set_up
 
 from facemae_mm.engine import RowSparseSGD
 from facemae_mm.models import ArcFaceHead, PartialFCHead
@@ -222,13 +220,6 @@ def in_group(rank: int, processes: int, classes: int, size: int, rate: float) ->
     if rank == 0:
         print(f'  {processes} processes: {seconds:.3f}', flush=True)
     dist.destroy_process_group()
-
-
-def set_up() -> None:
-    """Quiet logs, MMPretrain's scope."""
-    warnings.filterwarnings('ignore')
-    logging.disable(logging.INFO)
-    init_default_scope('mmpretrain')
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from processes import free_port
 from tiny import SMALL_FACEMAE, cfg_options, small_recipe, write_faces
 
 import facemae_mm  # noqa: F401  registers the components
@@ -26,12 +26,6 @@ def phi_weights(tmp_path):
     phi = MODELS.build(dict(type='IResNet', depth=18, base_channels=4))
     torch.save(phi.state_dict(), tmp_path / 'phi.pth')
     return tmp_path / 'phi.pth'
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
 
 
 def gradients(rank, processes, model_cfg, port, out):

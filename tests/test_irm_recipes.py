@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
-from test_distributed import free_port
+from processes import free_port
 from tiny import SMALL_FACEMAE, cfg_options, write_faces
 
 from facemae_mm.config import load_config

@@ -13,7 +13,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
-from test_distributed import free_port
+from processes import free_port
 from tiny import write_faces
 
 from facemae_mm.checkpoints import find_latest_checkpoint
