@@ -78,7 +78,7 @@ def trains_alike(own: nn.Module, theirs: nn.Module, faces: int = 4) -> None:
     """Two steps of both from the same weights, on the same faces, with the same draws.
 
     In planes and by torch's own layers, so that sums have nearly one order: test_training_layers holds ours against
-    those. What is left of float32's rounding grows in batch norm over few faces, in gradients to 0.0015 of the largest.
+    those. What is left of float32's rounding grows in batch norm over few faces.
     """
     own.to(memory_format=torch.contiguous_format).memory_format = torch.contiguous_format
     theirs.load_state_dict(randomised(own).state_dict(), strict=True)
@@ -106,11 +106,10 @@ def trains_alike(own: nn.Module, theirs: nn.Module, faces: int = 4) -> None:
     assert {key for key, value in gradients.items() if value is None} == {
         key for key, value in expected.items() if value is None
     }
-    scale = max(float(value.abs().max()) for value in expected.values() if value is not None)
+    scale = max(float(value.norm()) for value in expected.values() if value is not None)
     for key, value in expected.items():
-        if value is not None:
-            largest = max(float(value.abs().max()), 1e-2 * scale)  # some are 0 but for rounding
-            torch.testing.assert_close(gradients[key], value, rtol=0, atol=3e-3 * largest, msg=lambda m, k=key: k + m)
+        if value is not None:  # as a whole: rounding may flip a ReLU; and some are 0 but for rounding
+            assert (gradients[key] - value).norm() <= 2e-3 * max(float(value.norm()), 1e-2 * scale), key
     for key, value in their_state.items():
         torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-4, msg=lambda m, k=key: k + m)
 
