@@ -1,6 +1,8 @@
 """What every test may ask for."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
@@ -32,3 +34,24 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip('the shared/ folder with real faces does not lie beside this checkout')
     return folder
+
+
+@pytest.fixture
+def verify(repository, monkeypatch, capsys):
+    """Runs tools/verify.py in this process; gives exit code and output."""
+    monkeypatch.syspath_prepend(repository / 'tools')
+    spec = importlib.util.spec_from_file_location('tools_verify', repository / 'tools' / 'verify.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['tools/verify.py', *map(str, args)])
+        code = 0
+        try:
+            module.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run

@@ -1,7 +1,6 @@
 """IJB-B and IJB-C in miniature, in the format of their official lists, against a literal twin of InsightFace's."""
 
 import csv
-import importlib.util
 import json
 import math
 import os
@@ -417,27 +416,6 @@ def test_metric_of_a_runner(ijbc):
 
 
 # The command
-
-
-@pytest.fixture
-def verify(repository, monkeypatch, capsys):
-    """Runs tools/verify.py in this process; gives exit code and output."""
-    monkeypatch.syspath_prepend(repository / 'tools')
-    spec = importlib.util.spec_from_file_location('tools_verify', repository / 'tools' / 'verify.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['tools/verify.py', *map(str, args)])
-        code = 0
-        try:
-            module.main()
-        except SystemExit as stopped:
-            code = stopped.code
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return run
 
 
 @pytest.fixture(scope='module')

@@ -66,25 +66,6 @@ def binary(repository, data):
     return data / 'LFW.bin'
 
 
-@pytest.fixture
-def verify(repository, monkeypatch, capsys):
-    """Runs the tool in this process; gives exit code and output."""
-    monkeypatch.syspath_prepend(repository / 'tools')
-    module = tool(repository, 'verify')
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['tools/verify.py', *map(str, args)])
-        code = 0
-        try:
-            module.main()
-        except SystemExit as stopped:
-            code = stopped.code
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return run
-
-
 def numbers(path, name):
     return json.loads(path.read_text())['sets'][name]
 
@@ -240,6 +221,7 @@ NETWORKS = [
 @pytest.mark.parametrize('network', NETWORKS, ids=lambda config: '-'.join(map(str, config.values())))
 def test_a_network_is_found_from_its_keys(tmp_path, network):
     """As its project saves it, and as a recogniser trained here holds it."""
+    torch.manual_seed(0)  # embeddings reach 140, so one near 0 would differ by rounding alone
     bare = randomised(MODELS.build(network)).eval()
     faces = torch.rand(1, 3, 112, 112) * 255
     shown = (faces.flip(1) if bare.channel_order == 'bgr' else faces) / 127.5 - 1
