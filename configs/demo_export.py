@@ -8,13 +8,14 @@ release_dir = '{{$FACEMAE_RELEASE_DIR:work_dirs/release/demo_facemae}}'
 needs = dict(deploy_faces="aligned faces: tools/prepare_orl.py makes ORL's (--cfg-options deploy_faces=PATH)")
 
 test_dataloader = dict(
-    batch_size=32,
+    batch_size=128,
     num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False, round_up=False),
+    sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='FaceRecordDataset',
         source=deploy_faces,
+        test_mode=True,
         pipeline=[
             dict(type='LoadFace', size=112),
             dict(type='FaceMask', patch_size=16, mask_ratio=0.75, fresh=False, seed=0),
@@ -22,6 +23,6 @@ test_dataloader = dict(
         ],
     ),
 )
-test_cfg = dict()
+test_cfg = dict(type='ChunkTestLoop', chunk_size=32)
 test_evaluator = []
 custom_hooks = [dict(type='ReconstructionExportHook', out_dir=release_dir)]

@@ -9,7 +9,17 @@ needs = dict(
 
 model = dict(
     head=dict(
-        loss=dict(_delete_=True, type='IRMLoss', phi=None, im_weight=0.0, beta=0.0, mse_weight=1.0, mse_visible=True)
+        loss=dict(
+            _delete_=True,
+            type='IRMLoss',
+            phi=None,
+            im_weight=0.0,
+            beta=0.0,
+            mse_weight=1.0,
+            mse_visible=True,
+            mean=[127.5] * 3,
+            std=[127.5] * 3,
+        )
     )
 )
 load_from = mae_weights

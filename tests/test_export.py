@@ -1,35 +1,54 @@
-"""The release: complete, opaque, and blind to what the mask removed."""
+"""The release: complete, opaque, reproducible, and blind to what the mask removed."""
 
 import csv
 import json
+import multiprocessing
+import os
+import random
+import resource
 import shutil
+import signal
+import socket
 import stat
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
-from tiny import SMALL_FACEMAE, small_recipe, write_faces
+from processes import PRELOAD, free_port, spawn
+from tiny import SMALL_FACEMAE, cfg_options, small_recipe, write_faces
 
-from facemae_mm.datasets import FaceMask
+from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces
 from facemae_mm.datasets.resumable import sha256_file
+from facemae_mm.launch import init_distributed
+from facemae_mm.release.check import check_release
+from facemae_mm.release.manifest import read_manifest
+
+SMALL = {key: value for key, value in SMALL_FACEMAE.items() if not key.startswith('train_')}
 
 
 def recipe(repository, faces, release, work, **options):
-    small = {key: value for key, value in SMALL_FACEMAE.items() if not key.startswith('train_')}
     cfg = small_recipe(
         repository,
         'export_casia',
         deploy_faces=str(faces),
         release_dir=str(release),
         mask_secret=str(work / 'secret'),
-        **small,
-        **{'test_dataloader.batch_size': 5, 'test_dataloader.num_workers': 0, 'load_from': str(work / 'model.pth')},
-        **options,
+        **SMALL,
+        **{
+            'test_cfg.chunk_size': 3,
+            'test_dataloader.batch_size': 6,
+            'test_dataloader.num_workers': 0,
+            'load_from': str(work / 'model.pth'),
+        }
+        | options,
     )
     cfg.work_dir = str(work)
-    cfg.experiment_name = f'export {release}'
+    cfg.experiment_name = f'export {release} {time.time_ns()}'
     cfg.log_level = 'WARNING'
     return cfg
 
@@ -57,20 +76,24 @@ def content(release):
     return {path.relative_to(release).as_posix(): path.read_bytes() for path in release.rglob('*') if path.is_file()}
 
 
-def test_release_is_complete_and_says_what_it_is(repository, work):
+def test_release_is_complete_and_says_what_it_is(repository, work, monkeypatch):
+    monkeypatch.setattr(socket, 'gethostname', lambda: 'a-machine')
     release = export(repository, work, 'release')
     assert not (work / 'release.partial').exists()
     manifest = json.loads((release / 'manifest.json').read_text())
     assert (manifest['images'], manifest['identities']) == (16, 4)
-    assert manifest['images_by_identity'] == {f'{i:06d}': 4 for i in range(4)}
+    assert manifest['images_by_identity'] == [4] * 4 and manifest['originals'] == 'not checked'
     assert manifest['model_sha256'] == sha256_file(work / 'model.pth') and manifest['phi_sha256'] == 'abc'
     commitment = FaceMask(fresh=False, secret=str(work / 'secret')).commitment
     assert manifest['mask']['commitment'] == commitment and manifest['mask']['stored_size'] == 112
     faces = sorted(release.glob('*/*.png'))
     assert len(faces) == 16 and all(cv2.imread(str(face)).shape == (112, 112, 3) for face in faces)
     everything = b''.join(value for name, value in content(release).items())
-    for private in (b'person_', str(work).encode(), (work / 'secret').read_bytes(), b'2026'):
+    for private in (b'person_', str(work).encode(), (work / 'secret').read_bytes(), b'a-machine'):
         assert private not in everything
+    assert 'a-machine' in (work / 'release.private/export.log').read_text()
+    assert time.strftime('%Y-') not in (release / 'manifest.json').read_text() + (release / 'README.md').read_text()
+    assert 'all 16 faces of 4 identities are as the manifest' in check_release(release)
     assert '16 images of 4 identities' in (release / 'README.md').read_text()
 
 
@@ -123,15 +146,495 @@ def test_each_face_is_the_reconstruction_of_its_own_source(repository, work):
 
 
 def test_what_would_spoil_a_release_is_refused(repository, work):
-    release = export(repository, work, 'release')
-    before = content(release)
-    with pytest.raises(FileExistsError, match='exists and is complete'):
-        export(repository, work, 'release')
-    assert content(release) == before
     with pytest.raises(ValueError, match=r'head\.norm_pix must be False'):
-        export(repository, work, 'normalised', **{'model.head.norm_pix': True})
-    assert not (work / 'normalised').exists()
+        export(repository, work, 'release', **{'model.head.norm_pix': True})
+    cfg = recipe(repository, work / 'faces', work / 'release', work)
+    cfg.test_dataloader.dataset.pipeline[1] = dict(type='FaceMask', seed=0)
     with pytest.raises(ValueError, match='needs one FaceMask with fresh=False'):
-        cfg = recipe(repository, work / 'faces', work / 'fresh', work)
-        cfg.test_dataloader.dataset.pipeline[1] = dict(type='FaceMask', seed=0)
         Runner.from_cfg(cfg).test()
+    cfg = recipe(repository, work / 'faces', work / 'release', work)
+    cfg.test_cfg = dict()
+    with pytest.raises(ValueError, match=r"Set test_cfg = dict\(type='ChunkTestLoop'\)"):
+        Runner.from_cfg(cfg).test()
+    with pytest.raises(ValueError, match='precision'):
+        export(repository, work, 'release', **{'test_cfg.fp16': True})
+    for name, value in (('image_format', 'gif'), ('layout', 'tar'), ('on_error', 'ignore'), ('jpeg_quality', 0)):
+        with pytest.raises(ValueError, match=value if isinstance(value, str) else 'quality=0'):
+            export(repository, work, 'release', **{name: value})
+    assert not list(work.glob('release*'))
+
+
+def test_a_complete_release_is_left_alone_and_another_is_refused_with_the_difference(repository, work, monkeypatch):
+    release = export(repository, work, 'release')
+    before = {path: path.stat().st_mtime_ns for path in release.rglob('*')}
+    monkeypatch.setattr(FaceRecordDataset, '__getitem__', lambda *_: pytest.fail('a face was read again'))
+    export(repository, work, 'release', **{'test_dataloader.batch_size': 3})  # it does not decide about the bytes
+    other = {
+        'mask_ratio': (0.5, 'mask.ratio: 0.75 then, 0.5 now'),
+        'release_size': (224, 'image.size: 112 then, 224 now'),
+        'test_cfg.chunk_size': (4, 'compute.chunk_size: 3 then, 4 now'),
+        'model.neck.decoder_depth': (2, r'config.model.neck.decoder_depth: 1 then, 2 now'),
+        'load_from': (None, r'model_sha256: \w{64} then, None now'),
+        'mask_secret': (str(work / 'another'), r'mask.commitment: \w{64} then, \w{64} now'),
+        'samples': (2, 'samples: 0 then, 2 now'),
+    }
+    for name, (value, message) in other.items():
+        if name == 'model.neck.decoder_depth':  # another model has another checkpoint
+            continue
+        with pytest.raises(FileExistsError, match=f'release was made with other settings.*{message}'):
+            export(repository, work, 'release', **{name: value})
+    assert {path: path.stat().st_mtime_ns for path in release.rglob('*')} == before
+    shutil.rmtree(work / 'release.private')
+    with pytest.raises(FileExistsError, match='release exists, and .*settings.json does not'):
+        export(repository, work, 'release')
+
+
+def test_a_release_that_was_begun_otherwise_is_refused(repository, work):
+    with pytest.raises(FileExistsError, match='holds something else'):
+        (work / 'release.partial').mkdir()
+        (work / 'release.partial' / 'note').touch()
+        export(repository, work, 'release')
+    shutil.rmtree(work / 'release.partial')
+    (work / 'faces/person_0/0.png').rename(work / 'aside')
+    (work / 'faces/person_0/0.png').write_bytes(b'no picture')
+    with pytest.raises(ValueError, match=r'person_0/0 .* on_error=skip'):
+        export(repository, work, 'release')
+    (work / 'aside').rename(work / 'faces/person_0/0.png')
+    with pytest.raises(FileExistsError, match='release.partial was begun with other settings.*png then, jpeg now'):
+        export(repository, work, 'release', image_format='jpeg')
+    assert content(export(repository, work, 'release')) == content(export(repository, work, 'again'))
+
+
+# Formats
+
+
+def test_records_hold_the_faces_of_folders(repository, work):
+    folders = open_faces(export(repository, work, 'folders'))
+    release = export(repository, work, 'records', layout='records')
+    assert {path.name for path in release.iterdir()} == {
+        'train.rec',
+        'train.idx',
+        'property',
+        'manifest.json',
+        'README.md',
+    }
+    assert (release / 'property').read_text() == '4,112,112\n'
+    records = open_faces(release)
+    assert [records.read(i) for i in range(16)] == [folders.read(i) for i in range(16)]
+    assert records.labels.tolist() == folders.labels.tolist() and list(records.keys) == [str(i + 1) for i in range(16)]
+    with (work / 'records.private/links.csv').open(newline='') as file:
+        assert [line['released_path'] for line in csv.DictReader(file)] == list(records.keys)
+    check_release(release)
+
+
+@pytest.mark.parametrize('layout', ['folders', 'records'])
+def test_shards_by_size_are_sets_by_themselves_and_one_together(repository, work, layout):
+    whole = open_faces(export(repository, work, 'whole'))
+    bytes_a_person = sum(len(whole.read(i)) for i in range(4))
+    release = export(repository, work, 'shards', layout=layout, shard_size=bytes_a_person * 1.2)
+    manifest, _ = read_manifest(release)
+    assert [(shard['path'], shard['first_label'], shard['identities']) for shard in manifest['shards']] == [
+        ('shard_00000', 0, 2),
+        ('shard_00001', 2, 2),
+    ]
+    together = open_faces(release)
+    assert [together.read(i) for i in range(16)] == [whole.read(i) for i in range(16)]
+    assert together.labels.tolist() == whole.labels.tolist()
+    assert [int(name) for name in together.identities] == [0, 1, 2, 3]
+    with (work / 'shards.private/links.csv').open(newline='') as file:
+        paths = [line['released_path'].removesuffix('.png') for line in csv.DictReader(file)]
+    assert paths == list(together.keys)
+    for shard in range(2):
+        path = release / f'shard_0000{shard}'
+        alone = open_faces(path if layout == 'folders' else path / 'train.rec')
+        assert [alone.read(i) for i in range(8)] == [whole.read(8 * shard + i) for i in range(8)]
+        assert [int(name) for name in alone.identities] == [2 * shard, 2 * shard + 1]
+    check_release(release)
+    data = FaceRecordDataset(str(release))
+    assert len(data) == 16 and len(data.identities) == 4
+
+
+def test_jpeg_of_224_with_samples(repository, work):
+    release = export(repository, work, 'release', image_format='jpeg', jpeg_quality=80, release_size=224, samples=3)
+    manifest, _ = read_manifest(release)
+    assert manifest['image'] == dict(format='jpeg', quality=80, size=224)
+    faces = sorted(release.glob('*/*.jpg'))
+    assert len(faces) == 16 and cv2.imread(str(faces[0])).shape == (224, 224, 3)
+    sheet = cv2.imread(str(release / 'samples.png'))
+    assert sheet.shape == (448, 448, 3) and (sheet[:224, :224] == cv2.imread(str(faces[0]))).all()
+    card = (release / 'README.md').read_text()
+    assert 'JPEG of quality 80' in card and '![released faces](samples.png)' in card
+    check_release(release)
+
+
+# Exactly once
+
+
+def run_export(repository, work, name, die_at=None):
+    """One export in a process of its own; where `die_at` is given, it is killed at that touch of the file system."""
+    if die_at is not None:
+        touches = iter(range(1, die_at))
+
+        def watch(event, args):
+            writes = event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+            if (writes or event in ('os.rename', 'os.remove', 'os.mkdir', 'os.rmdir')) and str(args[0]).startswith(
+                str(work / name)
+            ):
+                if next(touches, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+    torch.set_num_threads(1)
+    export(repository, work, name)
+
+
+def start(*args):
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=run_export, args=args)
+    process.start()
+    return process
+
+
+def finish(*args):
+    process = start(*args)
+    process.join()
+    return process.exitcode
+
+
+@pytest.fixture
+def many(work):
+    """Faces for twenty chunks."""
+    shutil.rmtree(work / 'faces')
+    write_faces(work / 'faces', identities=12, images=5)
+    return work
+
+
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(repository, many):
+    work, partial = many, many / 'release.partial'
+    process = start(repository, work, 'whole')
+    while not (work / 'whole.partial').exists():
+        time.sleep(0.01)
+    began = time.time()
+    process.join()
+    length = time.time() - began
+    whole = content(work / 'whole')
+    assert process.exitcode == 0 and len(whole) == 60 + 3
+
+    rng, kills, resumed = random.Random(0), 0, 0
+    while kills < 20:
+        chunks = len(list(partial.glob('chunks/*/*.npz')))
+        process = start(repository, work, 'release')
+        while not partial.exists() and process.is_alive():
+            time.sleep(0.01)
+        process.join(rng.uniform(0, length))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            assert content(work / 'release') == whole and not partial.exists()
+            shutil.rmtree(work / 'release')
+            continue
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        resumed += chunks > 0
+        assert partial.exists() or (work / 'release').exists()
+        if (work / 'release').exists():  # killed after the renaming
+            assert content(work / 'release') == whole
+    assert resumed > 3
+    assert finish(repository, work, 'release') == 0
+    assert content(work / 'release') == whole and not partial.exists()
+    assert links(work, 'release') == links(work, 'whole')
+
+
+def links(work, name):
+    return (work / f'{name}.private/links.csv').read_bytes()
+
+
+def kill_at_touches(repository, work, step):
+    """Kills runs one after the other, each at a later touch of the file system than it would have come to again."""
+    export(repository, work, 'whole')
+    whole, touches, kills = content(work / 'whole'), 1, 0
+    while finish(repository, work, 'release', touches) != 0:
+        kills += 1
+        assert not (work / 'release').exists() or content(work / 'release') == whole
+        touches += step
+    assert content(work / 'release') == whole and links(work, 'release') == links(work, 'whole')
+    assert not (work / 'release.partial').exists()
+    return kills
+
+
+def test_killed_between_two_touches_of_the_disk_it_ends_with_the_same_bytes(repository, work):
+    assert kill_at_touches(repository, work, 9) >= 5
+
+
+@pytest.mark.slow
+def test_killed_at_every_touch_of_the_disk_it_ends_with_the_same_bytes(repository, work):
+    assert kill_at_touches(repository, work, 1) >= 30
+
+
+def test_a_damaged_chunk_is_named(repository, work):
+    first = export(repository, work, 'first')
+    assert finish(repository, work, 'release', 25) == -signal.SIGKILL
+    chunk = min((work / 'release.partial/chunks').glob('*/*.npz'))
+    chunk.write_bytes(chunk.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f'{chunk.name} is damaged.*Delete it'):
+        export(repository, work, 'release')
+    chunk.unlink()
+    assert content(export(repository, work, 'release')) == content(first)
+
+
+def test_a_full_disk_is_said_and_what_is_finished_is_kept(repository, work):
+    first = content(export(repository, work, 'first'))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r'while writing .*release.partial.*the same command goes on'):
+            export(repository, work, 'release')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (work / 'release').exists()
+    assert content(export(repository, work, 'release')) == first
+
+
+def test_faces_that_cannot_be_read_are_left_out_and_counted(repository, work):
+    source = open_faces(export(repository, work, 'whole'))
+    with (work / 'whole.private/links.csv').open(newline='') as file:
+        placed = [line['source_key'] for line in csv.DictReader(file)]
+    lost = [placed[1], *placed[4:8]]  # one face of the first person, the second person
+    for key in lost:
+        (work / f'faces/{key}.png').write_bytes(b'no picture')
+    release = export(repository, work, 'release', on_error='skip')
+    manifest, _ = read_manifest(release)
+    assert (manifest['images'], manifest['identities'], manifest['errors_skipped']) == (11, 3, 5)
+    assert manifest['images_by_identity'] == [3, 4, 4]
+    found = open_faces(release)
+    kept = [i for i in range(16) if placed[i] not in lost]
+    assert found.labels.tolist() == [0] * 3 + [1] * 4 + [2] * 4
+    for i, j in enumerate(kept):
+        one, other = (
+            cv2.imdecode(np.frombuffer(s.read(k), np.uint8), 1).astype(int) for s, k in ((found, i), (source, j))
+        )
+        assert np.abs(one - other).max() <= 1  # elsewhere in the chunk
+    with (work / 'release.private/skipped.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['source_key'] for row in rows] == lost and all('no image' in row['note'] for row in rows)
+    assert '5 source faces could not be read' in (release / 'README.md').read_text()
+    check_release(release)
+    for path in (work / 'faces').glob('*/*.png'):
+        path.write_bytes(b'no picture')
+    with pytest.raises(ValueError, match='None of 16 faces could be read'):
+        export(repository, work, 'nothing', on_error='skip')
+
+
+# Reproducible
+
+
+def test_bytes_do_not_depend_on_batch_size_and_workers(repository, work):
+    whole = content(export(repository, work, 'whole'))
+    for number, (batch, workers) in enumerate([(1, 0), (3, 2), (16, 1)]):
+        options = {'test_dataloader.batch_size': batch, 'test_dataloader.num_workers': workers}
+        assert content(export(repository, work, f'release {number}', **options)) == whole
+
+
+def export_by_processes(repository, work, name):
+    cfg = recipe(repository, work / 'faces', work / name, work)
+    cfg.launcher = 'pytorch'
+    init_distributed(cfg, 'pytorch')
+    Runner.from_cfg(cfg).test()
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_bytes_do_not_depend_on_the_number_of_processes(repository, work, processes):
+    whole = content(export(repository, work, 'whole'))
+    spawn(export_by_processes, processes, repository, work, 'release')
+    assert content(work / 'release') == whole and links(work, 'release') == links(work, 'whole')
+
+
+def test_other_processes_go_on_where_one_was_killed(repository, many):
+    whole = content(export(repository, many, 'whole'))
+    assert finish(repository, many, 'release', 60) == -signal.SIGKILL
+    done = len(list((many / 'release.partial/chunks').glob('*/*.npz')))
+    assert 5 < done < 20
+    spawn(export_by_processes, 2, repository, many, 'release')
+    assert content(many / 'release') == whole
+    log = (many / 'release.private/export.log').read_text()
+    assert f'goes on: {20 - done} of 20 chunks of 3 faces to do, 2 processes' in log
+
+
+def test_a_release_of_a_masked_dataset_is_that_of_the_originals(repository, work, monkeypatch):
+    """Byte by byte, manifest included, where the secret is the same."""
+    first = content(export(repository, work, 'first'))
+    command = [sys.executable, str(repository / 'tools/mask_faces.py'), 'faces', 'masked', '--secret', 'secret']
+    env = os.environ | dict(PYTHONPATH=str(repository))
+    assert subprocess.run(command, cwd=work, env=env, timeout=120).returncode == 0
+    shutil.rmtree(work / 'faces')
+    assert content(export(repository, work, 'second', faces='masked')) == first
+
+
+# Guards
+
+
+def test_pasted_pixels_are_loud(repository, work):
+    release = export(repository, work, 'release', **{'model.paste_visible': True})
+    assert read_manifest(release)[0]['paste_visible'] is True
+    assert '**The visible patches of the real faces were pasted back' in (release / 'README.md').read_text()
+    text = (work / 'release.private' / 'export.log').read_text()
+    assert (
+        'begins: 6 of 6 chunks' in text and stat.S_IMODE((work / 'release.private/export.log').stat().st_mode) == 0o600
+    )
+
+
+def command(repository, work, *flags, **options):
+    """tools/test.py as a user starts it."""
+    options = SMALL | {'test_cfg.chunk_size': 3, 'test_dataloader.num_workers': 1, 'mask_secret': 'secret'} | options
+    return [
+        sys.executable,
+        str(repository / 'tools/test.py'),
+        str(repository / 'configs/export_casia.py'),
+        'model.pth',
+        *flags,
+        '--cfg-options',
+        *cfg_options(options),
+    ]
+
+
+def run(repository, work, *flags, **options):
+    env = os.environ | dict(PYTHONPATH=str(repository), OMP_NUM_THREADS='1')
+    done = subprocess.run(
+        command(repository, work, *flags, **options), cwd=work, env=env, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def invert_removed(work, source, target):
+    """The set with every removed pixel changed."""
+    shutil.copytree(work / source, work / target)
+    mask = FaceMask(fresh=False, secret=str(work / 'secret'))
+    for path in (work / target).glob('*/*.png'):
+        img = cv2.imread(str(path))
+        key = path.relative_to(work / target).with_suffix('').as_posix()
+        removed = mask(dict(img=img, img_key=key))['mask'].reshape(14, 14).repeat(8, 0).repeat(8, 1) == 1
+        img[removed] = 255 - img[removed]
+        cv2.imwrite(str(path), img)
+
+
+def test_the_whole_command_is_blind_to_removed_pixels(repository, work):
+    code, text = run(repository, work, deploy_faces='faces', release_dir='first')
+    assert code == 0 and '16 faces of 4 identities' in text, text[-3000:]
+    invert_removed(work, 'faces', 'changed')
+    code, text = run(repository, work, deploy_faces='changed', release_dir='second')
+    assert code == 0, text[-3000:]
+    assert content(work / 'second') == content(work / 'first')
+    code, text = run(repository, work, deploy_faces='faces', release_dir='first')
+    assert code == 0 and 'is complete' in text and 'nothing to do' in text
+    code, text = run(repository, work, deploy_faces='faces', release_dir='first', mask_ratio=0.9)
+    assert code == 2 and 'mask.ratio: 0.75 then, 0.9 now' in text and 'Traceback' not in text
+
+
+def test_originals_say_how_close_the_faces_are(repository, work, monkeypatch):
+    torch.manual_seed(0)
+    from mmpretrain.registry import MODELS
+
+    phi = MODELS.build(dict(type='IResNet', depth=18, base_channels=4))
+    torch.save(phi.state_dict(), work / 'phi.pth')
+    plain = content(export(repository, work, 'plain'))
+    hook = {'custom_hooks.0.originals': str(work / 'faces'), 'custom_hooks.0.phi': str(work / 'phi.pth')}
+    release = export(repository, work, 'release', **hook)
+    faces = {name: data for name, data in content(release).items() if name.endswith('.png')}
+    assert faces == {name: data for name, data in plain.items() if name.endswith('.png')}
+    found = read_manifest(release)[0]['originals']
+    assert found['phi_sha256'] == sha256_file(work / 'phi.pth')
+
+    with (work / 'release.private/links.csv').open(newline='') as file:
+        rows = [
+            (release / row['released_path'], work / f'faces/{row["source_key"]}.png') for row in csv.DictReader(file)
+        ]
+    psnr = []
+    for one, other in rows:
+        error = cv2.imread(str(one)).astype(float) - cv2.imread(str(other))
+        psnr.append(10 * np.log10(255**2 / (error**2).mean()))
+    own = found['psnr']['own']
+    assert own['images'] == 16
+    expected = [min(psnr), np.quantile(psnr, 0.01), np.median(psnr), np.quantile(psnr, 0.99), max(psnr)]
+    got = [own[name] for name in ('minimum', 'quantile_01', 'median', 'quantile_99', 'maximum')]
+    assert got == pytest.approx(expected, abs=2e-3)
+    assert -1 <= found['phi_similarity']['own']['minimum'] <= found['phi_similarity']['own']['maximum'] <= 1
+    assert 8 <= found['psnr']['other']['images'] <= 16
+    assert f'φ: `{found["phi_sha256"]}`' in (release / 'README.md').read_text()
+
+    spawn(originals_by_processes, 2, repository, work, hook)
+    assert content(work / 'parallel') == content(release)
+    shutil.rmtree(work / 'faces/person_0')
+    with pytest.raises(ValueError, match="holds no 'person_0/"):
+        hook['custom_hooks.0.originals'] = str(work / 'faces')
+        cfg = recipe(repository, work / 'copy', work / 'lost', work, **hook)
+        write_faces(work / 'copy')
+        cfg.test_dataloader.dataset.source = str(work / 'copy')
+        Runner.from_cfg(cfg).test()
+
+
+def originals_by_processes(repository, work, hook):
+    cfg = recipe(repository, work / 'faces', work / 'parallel', work, **hook)
+    cfg.launcher = 'pytorch'
+    init_distributed(cfg, 'pytorch')
+    Runner.from_cfg(cfg).test()
+
+
+def test_originals_of_a_masked_dataset_need_its_secret(repository, work):
+    torch.manual_seed(0)
+    from mmpretrain.registry import MODELS
+
+    torch.save(MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), work / 'phi.pth')
+    hook = {'custom_hooks.0.originals': str(work / 'faces'), 'custom_hooks.0.phi': str(work / 'phi.pth')}
+    first = content(export(repository, work, 'first', **hook))
+    command = [sys.executable, str(repository / 'tools/mask_faces.py'), 'faces', 'masked', '--secret', 'secret']
+    subprocess.run(command, cwd=work, env=os.environ | dict(PYTHONPATH=str(repository)), timeout=120, check=True)
+    assert content(export(repository, work, 'second', faces='masked', **hook)) == first
+    with pytest.raises(ValueError, match='masked with another secret'):
+        export(repository, work, 'third', faces='masked', mask_secret=str(work / 'another'), **hook)
+
+
+# Several processes by the command
+
+
+def test_a_vanished_process_ends_the_command_which_then_goes_on(repository, many):
+    work = many
+    options = SMALL | {'test_cfg.chunk_size': 3, 'test_dataloader.num_workers': 0, 'mask_secret': 'secret'}
+    options |= dict(deploy_faces='faces', release_dir='release')
+    whole = content(export(repository, work, 'whole'))
+    env = os.environ | dict(PYTHON=sys.executable, PORT=str(free_port()), OMP_NUM_THREADS='1')
+    arguments = [
+        'bash',
+        str(repository / 'tools/dist_test.sh'),
+        str(repository / 'configs/export_casia.py'),
+        'model.pth',
+        '2',
+    ]
+    arguments += ['--cfg-options', *cfg_options(options)]
+    process = subprocess.Popen(
+        arguments, cwd=work, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not list(work.glob('release.partial/chunks/*/*.npz')) and process.poll() is None:
+        time.sleep(0.01)
+    port = f'\0MASTER_PORT={env["PORT"]}\0'.encode()
+    ranks = [pid for pid in running() if b'\0RANK=1\0' in environment(pid) and port in environment(pid)]
+    os.kill(ranks[0], signal.SIGKILL)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode not in (0, 2) and 'the same command' in text, text[-3000:]
+    assert not (work / 'release').exists() and (work / 'release.partial').exists()
+    done = subprocess.run(arguments, cwd=work, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert content(work / 'release') == whole
+
+
+def running():
+    return [int(pid) for pid in os.listdir('/proc') if pid.isdigit()]
+
+
+def environment(pid):
+    try:
+        with open(f'/proc/{pid}/environ', 'rb') as file:
+            return b'\0' + file.read()
+    except OSError:
+        return b''

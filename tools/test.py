@@ -13,7 +13,7 @@ from facemae_mm.command_line import (
     read_recipe,
 )
 from facemae_mm.config import TEST_PARTS
-from facemae_mm.launch import start
+from facemae_mm.launch import refuse, start
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,6 +29,17 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--show-dir', help='write what the network was fed and what it reconstructed to this folder')
     parser.add_argument('--interval', type=int, default=1, help='of --show-dir: every this many batches')
+    parser.add_argument(
+        '--originals',
+        metavar='FACES',
+        help='of an export: the real faces, to say in the manifest how close each released face is to its own source '
+        'and to another photo of the same person',
+    )
+    parser.add_argument(
+        '--phi',
+        metavar='EMBEDDER',
+        help="of --originals: what compares them, as for tools/verify.py (the recipe's φ)",
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     add_runtime_flags(parser)
     args = parser.parse_args()
@@ -47,6 +58,12 @@ def apply_flags(config: Config, args: argparse.Namespace) -> None:
     if args.show_dir:
         show = dict(type='ReconstructionShowHook', out_dir=args.show_dir, interval=args.interval)
         config.custom_hooks = [*config.get('custom_hooks', []), show]
+    exports = [hook for hook in config.get('custom_hooks', []) if hook.type == 'ReconstructionExportHook']
+    for name in ('originals', 'phi'):
+        if getattr(args, name) is not None:
+            if not exports:
+                refuse(f'test.py: --{name} is for an export, and {args.config} makes none.')
+            exports[0][name] = getattr(args, name)
 
 
 def main() -> None:
@@ -58,7 +75,12 @@ def main() -> None:
     runner = build_runner(config)
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    metrics = runner.test()
+    try:
+        metrics = runner.test()
+    except (OSError, ValueError) as error:
+        refuse(f'test.py: {error}')
+    except KeyboardInterrupt:
+        refuse('test.py: interrupted. An export goes on with the same command, other tests start over.')
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
 

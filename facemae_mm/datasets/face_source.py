@@ -11,6 +11,7 @@ import numpy as np
 
 from .masked_dataset import INFO, MaskedSource
 from .recordio import MAGIC, OLD_MAGIC, RecordSource
+from .release_source import ShardedSource, release_parts
 from .source_keys import SourceKeys, find_table
 from .verification_bin import VerificationBin
 
@@ -236,7 +237,7 @@ def open_faces(path: str | Path) -> FaceSource:
 
     Args:
         path: A folder of identity folders or of images, a `.zip` of one, a `train.rec` (its `.idx`
-            beside it), a verification `.bin`, or a masked dataset.
+            beside it), a verification `.bin`, a masked dataset, or a release.
 
     Returns:
         The source. That of a `.bin` has `same` (pairs,) bool in addition; that of a masked dataset
@@ -256,7 +257,7 @@ def open_faces(path: str | Path) -> FaceSource:
     if path.is_dir():
         if (path / INFO).is_file():
             return MaskedSource(path)
-        return _with_source_keys(FolderSource(path), path)
+        return _open_release(path) or _with_source_keys(FolderSource(path), path)
     with path.open('rb') as file:
         head = file.read(4)
     if head in (MAGIC, OLD_MAGIC):
@@ -270,6 +271,19 @@ def open_faces(path: str | Path) -> FaceSource:
         f'{path} {found}: it is no record file ({MAGIC.hex(" ")}), no .zip (50 4b 03 04) and no verification .bin '
         '(80). Give a folder of identity folders, a train.rec, a .zip or a .bin, and copy a damaged file again.'
     )
+
+
+def _open_release(folder: Path) -> FaceSource | None:
+    """The faces of a release; None where a folder is none."""
+    parts = release_parts(folder)
+    if parts is None:
+        return None
+    layout, shards = parts
+
+    def open_shard(path: Path) -> FaceSource:
+        return RecordSource(path / 'train.rec') if layout == 'records' else FolderSource(path)
+
+    return open_shard(folder) if shards == ['.'] else ShardedSource(folder, shards, open_shard)
 
 
 def _with_source_keys(source: FolderSource | RecordSource, folder: Path) -> FaceSource:

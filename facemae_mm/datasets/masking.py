@@ -1,6 +1,7 @@
 """From a set of faces to its masked dataset: the owner's side of the deployment (section 3.1)."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def mask_faces(
     folder = PartialFolder(out, dict(mask=described, images=len(source), keys_sha256=keys_digest(source.keys)))
     landmarks = read_landmarks(source) if mask.needs_landmarks else None
     masker = _Masker(source, mask, size, landmarks, on_error)
-    order = _order(source, mask)
+    order = opaque_order(mask, source.keys, source.labels, source.identities)[0].tolist()
     skipped = folder.log(SKIPPED, ['source_key', 'note'])
     faces = folder.path / FACES
     with folder.writing():
@@ -124,13 +125,26 @@ class _Masker:
         return encode_masked(img, mask, self.mask.patch_size)
 
 
-def _order(source: FaceSource, mask: FaceMask) -> list[int]:
-    """Images identity by identity, each in the order of what only the owner can compute."""
-    rank = np.argsort(np.argsort([mask.identity_pseudonym(name) for name in source.identities]))
-    digests = np.empty((len(source), 2), '>u8')
-    for image, key in enumerate(source.keys):
+def opaque_order(
+    mask: FaceMask, keys: Sequence[str], labels: np.ndarray, identities: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images identity by identity, both in the order of what only the owner can compute.
+
+    Args:
+        mask: Knows the secret.
+        keys: img_key of each image.
+        labels: (N,), of each image.
+        identities: Name of each label.
+
+    Returns:
+        The images in that order, and their labels renumbered from 0 by it, both (N,) int64.
+    """
+    rank = np.argsort(np.argsort([mask.identity_pseudonym(name) for name in identities]))[labels]
+    digests = np.empty((len(keys), 2), '>u8')
+    for image, key in enumerate(keys):
         digests[image] = np.frombuffer(bytes.fromhex(mask.image_pseudonym(key))[:16], '>u8')
-    return np.lexsort((digests[:, 1], digests[:, 0], rank[source.labels])).tolist()
+    order = np.lexsort((digests[:, 1], digests[:, 0], rank))
+    return order, rank[order]
 
 
 def _write(

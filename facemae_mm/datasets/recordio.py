@@ -448,7 +448,7 @@ def _renumbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class RecordWriter:
     """Writes `train.rec`, `train.idx` and `property` as InsightFace packs them, with the identity header.
 
-    Images come identity by identity, labels counting up from 0; keys count up from 1. The files are
+    Images come identity by identity, labels counting up; keys count up from 1. The files are
     named `NAME.partial` until `close`; as a context manager it closes where no error is raised, and
     otherwise leaves the partial files for `resume`.
 
@@ -456,6 +456,7 @@ class RecordWriter:
         path: The `.rec` to write; its `.idx` and `property` come to lie beside it.
         size: Height and width for `property`, pixels.
         resume: Goes on with the partial files of a writer that was interrupted, where they are.
+        first_label: Label of the first identity, where the set is one of several shards.
 
     Attributes:
         count: Images written so far.
@@ -465,9 +466,12 @@ class RecordWriter:
         ValueError: Partial files that are damaged.
     """
 
-    def __init__(self, path: str | Path, size: tuple[int, int] = (112, 112), resume: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, size: tuple[int, int] = (112, 112), resume: bool = False, first_label: int = 0
+    ) -> None:
         self.path = Path(path)
         self.size = size
+        self.first_label = first_label
         if self.path.exists():
             raise FileExistsError(f'{self.path} exists already. Name another file, or delete it.')
         self._finals = self.path, self.path.with_suffix('.idx'), self.path.with_name('property')
@@ -494,16 +498,17 @@ class RecordWriter:
             OSError: The disk is full; the writer may be resumed.
         """
         identities = len(self._first_keys)
-        if label not in (identities - 1, identities) or label < 0:
+        number = label - self.first_label
+        if number not in (identities - 1, identities) or number < 0:
             raise ValueError(
                 f'RecordWriter: label {label} after {identities} identities. Write the images identity by identity, '
-                'with labels 0, 1, 2, ….'
+                f'with labels {self.first_label}, {self.first_label + 1}, ….'
             )
         if not image:
             raise ValueError(f'RecordWriter: image {self.count + 1} is empty. Leave it out.')
         key = self.count + 1
         self._frame(key, IMAGE_HEADER.pack(0, label, key, 0) + image)
-        if label == identities:
+        if number == identities:
             self._first_keys.append(key)
         self.count = key
         return key
@@ -606,7 +611,7 @@ class RecordWriter:
                 break
             if after > size or (key and flag):  # cut off, or a range of an identity: `close` was interrupted
                 break
-            if key and label == len(self._first_keys):
+            if key and label == self.first_label + len(self._first_keys):
                 self._first_keys.append(key)
             whole, end, index = key + 1, after, index + len(line) + 1
         if not whole:

@@ -1,9 +1,11 @@
 """Sets that long work writes: under another name until they are complete, so that it can be interrupted and go on."""
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,49 +14,62 @@ from typing import TextIO
 from ..whole_file import whole_file
 
 SETTINGS = 'settings.json'
+LOCK = 'lock'
 
 
 class PartialFolder:
     """`OUT.partial`, which becomes `OUT` when everything is written, and `OUT.private` beside it, for the owner alone.
 
     How far the work is stands in `OUT.private` (`settings.json` and the caller's `RowLog`), so that one renaming
-    completes `OUT`.
+    completes `OUT`. One process at a time works on it.
 
     Args:
         out: The folder to write.
         settings: What decides about its content, as JSON holds it; work goes on only with the same.
+        accept_complete: An `out` that was made with the same settings is no error.
 
     Attributes:
         path: `OUT.partial`.
         private: `OUT.private`, of mode 0700 where it is made here.
         begun: Whether earlier work goes on.
+        complete: Whether `out` is there already.
 
     Raises:
-        FileExistsError: `out`, or a partial folder with other settings or of other origin, exists.
+        FileExistsError: `out`, or a partial folder with other settings or of other origin, exists, or another process
+            is at work.
     """
 
-    def __init__(self, out: str | Path, settings: dict) -> None:
+    def __init__(self, out: str | Path, settings: dict, accept_complete: bool = False) -> None:
         self.out = Path(out)
         self.path, self.private = (self.out.with_name(f'{self.out.name}.{kind}') for kind in ('partial', 'private'))
         file = self.private / SETTINGS
-        if self.out.exists():
+        self.complete = self.out.exists()
+        if self.complete and not accept_complete:
             raise FileExistsError(f'{self.out} exists already. Name another folder, or delete it.')
-        self.begun = self.path.exists() and any(self.path.iterdir())
-        if self.begun:
-            if not file.is_file():
-                raise FileExistsError(f'{self.path} holds something else. Name another folder, or move it away.')
-            before, now = json.loads(file.read_text(encoding='utf-8')), json.loads(json.dumps(settings))
-            changed = [f'{key}: {before.get(key)} then, {now[key]} now' for key in now if before.get(key) != now[key]]
-            if changed:
-                raise FileExistsError(
-                    f'{self.path} was begun with other settings: {"; ".join(changed)}. Delete it to start anew, or '
-                    'give the settings of then.'
-                )
-            return
+        self.begun = not self.complete and self.path.exists() and any(self.path.iterdir())
+        if (self.begun or self.complete) and not file.is_file():
+            fault = f'{self.path} holds something else' if self.begun else f'{self.out} exists, and {file} does not'
+            raise FileExistsError(f'{fault}. Name another folder, or move it away.')
         self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _open_private(file, 'w') as handle:
-            handle.write(json.dumps(settings))
-        self.path.mkdir(exist_ok=True)
+        self._lock = _lock(self.private / LOCK)
+        if self.begun or self.complete:
+            self._compare(json.loads(file.read_text(encoding='utf-8')), json.loads(json.dumps(settings)))
+        if self.complete:
+            shutil.rmtree(self.path, ignore_errors=True)  # where `finish` was interrupted
+        elif not self.begun:
+            with _open_private(file, 'w') as handle:
+                handle.write(json.dumps(settings))
+            self.path.mkdir(exist_ok=True)
+
+    def _compare(self, before: dict, now: dict) -> None:
+        pairs = {key: (before.get(key), now.get(key)) for key in sorted({*before, *now})}
+        changed = [f'{key}: {then} then, {new} now' for key, (then, new) in pairs.items() if then != new]
+        if changed:
+            place, verb = (self.out, 'made') if self.complete else (self.path, 'begun')
+            raise FileExistsError(
+                f'{place} was {verb} with other settings: {"; ".join(changed)}. Delete it to start anew, name another '
+                'folder, or give the settings of then.'
+            )
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -63,14 +78,8 @@ class PartialFolder:
         Raises:
             OSError: As the block raised it, with that said.
         """
-        try:
+        with resumable_writing(self.path):
             yield
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f'{error.strerror or error} (while writing {self.path}). What is finished is kept: free some space, '
-                'and the same command goes on.',
-            ) from error
 
     def log(self, name: str, header: Sequence[str]) -> 'RowLog':
         """A table in `OUT.private` that grows with the work; a new one where no earlier work goes on."""
@@ -78,9 +87,52 @@ class PartialFolder:
             (self.private / name).unlink(missing_ok=True)
         return RowLog(self.private / name, header)
 
-    def finish(self) -> None:
-        """Gives the folder its name."""
-        self.path.rename(self.out)
+    def finish(self, content: Path | None = None) -> None:
+        """Gives the folder its name.
+
+        Args:
+            content: A folder in it that holds all of `out`, in its place; the rest is removed.
+        """
+        (content or self.path).rename(self.out)
+        if content is not None:
+            shutil.rmtree(self.path)
+        self.close()
+
+    def close(self) -> None:
+        """Lets another process work on it."""
+        (self.private / LOCK).unlink(missing_ok=True)
+        self._lock.close()
+
+
+def _lock(path: Path) -> TextIO:
+    """A file that this process alone holds until it closes it or ends; processes that it forks do not hold it."""
+    file = _open_private(path, 'a')
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise FileExistsError(f'Another process is at work on {path.parent}. Wait for it, or end it.') from None
+    return file
+
+
+@contextmanager
+def resumable_writing(place: Path) -> Iterator[None]:
+    """Says of a full disk, and of the like, where it happened and that the same command goes on.
+
+    Args:
+        place: What is written.
+
+    Raises:
+        OSError: As the block raised it, with that said.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f'{error.strerror or error} (while writing {place}). What is finished is kept: free some space, and the '
+            'same command goes on.',
+        ) from error
 
 
 class RowLog:

@@ -1,6 +1,7 @@
-"""Hooks of training and export, the training loop, and the optimiser wrapper."""
+"""Hooks of training and export, the loops of both, and the optimiser wrapper."""
 
 from .autocast_optim_wrapper import AutocastOptimWrapper
+from .chunk_test_loop import ChunkTestLoop
 from .divergence_hook import DivergenceHook
 from .embedder_check_hook import EmbedderCheckHook
 from .irm_target_check_hook import IRMTargetCheckHook
@@ -15,6 +16,7 @@ from .whole_checkpoint_hook import WholeCheckpointHook
 
 __all__ = [
     'AutocastOptimWrapper',
+    'ChunkTestLoop',
     'DivergenceHook',
     'EmbedderCheckHook',
     'IRMTargetCheckHook',

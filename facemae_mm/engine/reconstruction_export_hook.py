@@ -1,78 +1,131 @@
-"""Export: the released set of reconstructed faces, with a manifest, and the links that the owner alone keeps."""
+"""Export: the released set of reconstructed faces, with manifest and card, and the links that the owner alone keeps."""
 
-import hashlib
+import datetime
 import json
-import platform
+import logging
+import os
 import shutil
-from collections import Counter
+import socket
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
-import mmengine
-import mmpretrain
 import numpy as np
 import torch
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier, broadcast_object_list, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from mmpretrain.registry import HOOKS
+from mmpretrain.registry import HOOKS, MODELS
+from tqdm import tqdm
 
-from ..datasets import FaceMask, FaceRecordDataset
+from ..datasets import FaceMask, open_faces
 from ..datasets.masked_dataset import MaskedSource
-from ..datasets.resumable import sha256_file, write_private
+from ..datasets.release_source import FORMAT, MANIFEST, VERSION
+from ..datasets.resumable import (
+    PartialFolder,
+    keys_digest,
+    resumable_writing,
+    sha256_file,
+    write_private,
+)
+from ..launch import refuse
+from ..models.face_mae import FaceMAE
+from ..open_embedder import open_embedder
+from ..release.audit import CARD
+from ..release.card import draw_card
+from ..release.check import SAMPLES
+from ..release.chunk_files import ChunkFiles, EncodedChunk
+from ..release.layouts import FOLDERS, LAYOUTS, ReleaseWriter
+from ..release.manifest import check_manifest, describe_config, manifest_text, versions
+from ..release.originals import OriginalsCheck, summarise
+from ..release.plan import ReleasePlan
+from .chunk_test_loop import ChunkTestLoop
 
-MANIFEST_FORMAT = 'facemae-release-1'
+LINKS = 'links.csv'
+LINK_COLUMNS = ['released_path', 'released_label', 'source_key', 'source_label']
+SKIPPED = 'skipped.csv'
+LOG = 'export.log'
 
-CARD = """\
----
-license: other
-task_categories:
-- image-feature-extraction
-tags:
-- face-recognition
-- privacy-preserving
----
-# Faces reconstructed by FaceMAE
+#: OpenCV's file type and option of the quality, by format.
+FORMATS = dict(png=('.png', None), jpeg=('.jpg', cv2.IMWRITE_JPEG_QUALITY))
 
-{images:,} images of {identities:,} identities, {size}×{size} PNG, one folder an identity; labels are opaque numbers.
-
-Made by FaceMAE-MM {version}: {ratio:.0%} of the {patch}×{patch} patches of each {stored}-pixel face were removed, and a
-masked autoencoder reconstructed the face from what was left. {pasted}
-The manifest's SHA-256 is the name of this release.
-
-**What it does not do.** Reconstruction reduces how often a real photo finds its owner in this set; it does not remove
-it. Leakage: not measured yet. Utility: not measured yet. Distance to the originals: not checked.
-
-**Licence.** To be stated by the publisher; the licence of the source faces still binds.
-"""
+#: Threads that encode and write, in each process.
+WRITERS = 4
 
 
 @HOOKS.register_module()
 class ReconstructionExportHook(Hook):
-    """Writes what `FaceMAE` reconstructs in the test loop as a released set.
+    """Writes what `FaceMAE` reconstructs in `ChunkTestLoop` as a released set.
 
-    `out_dir` appears under its name only when it is complete: until then it is `out_dir.partial`. It holds identity
-    folders of PNGs named by opaque numbers, `manifest.json` and `README.md`. Beside it, `out_dir.private/links.csv`
-    (mode 0600) says which face came from which: for the owner alone, who needs it for an audit.
-
-    Every process writes the faces that it reconstructs; the sampler must not repeat any (`round_up=False`).
+    `out_dir` appears under its name only when it is complete. Until then there is `out_dir.partial`, to which every
+    process adds the chunks that it computes; the same command goes on with it after whatever end, and the release has
+    the bytes of one that was never interrupted. A complete one is left alone. Beside it, `out_dir.private`, for the
+    owner alone: `links.csv`, which face came from which; `skipped.csv`; `export.log`, when and where it was made.
 
     Args:
-        out_dir: Folder of the release.
+        out_dir: Directory of the release; seen by all processes.
+        image_format: 'png' or 'jpeg'.
+        quality: Of JPEG, 1 to 100.
+        layout: 'folders' of identities, or 'records' (`train.rec`, `.idx`, `property`).
+        shard_size: Bytes of faces after which a shard ends; None for one piece.
+        samples: Faces to show on the card, in `samples.png`.
+        on_error: 'raise', or 'skip' source faces that cannot be read; they are counted.
+        originals: The real faces, to say how close the released ones are to them; None does not look.
+        phi: Embedder for that, as `open_embedder` takes it; None takes the recipe's φ.
 
     Raises:
-        FileExistsError: The release exists already.
-        ValueError: The test pipeline has no fixed `FaceMask`, or the sampler repeats samples.
-        RuntimeError: Faces are missing at the end.
+        FileExistsError: The directory holds a release, or a part of one, of another model, mask or recipe.
+        ValueError: A recipe that makes no release: normalised output, fresh masks, another loop or model.
+        RuntimeError: Chunks are missing at the end, or another process ended by itself.
     """
 
-    def __init__(self, out_dir: str) -> None:
+    def __init__(
+        self,
+        out_dir: str,
+        image_format: str = 'png',
+        quality: int = 95,
+        layout: str = FOLDERS,
+        shard_size: float | None = None,
+        samples: int = 0,
+        on_error: str = 'raise',
+        originals: str | None = None,
+        phi: str | None = None,
+    ) -> None:
+        for name, value, choices in (
+            ('image_format', image_format, tuple(FORMATS)),
+            ('layout', layout, LAYOUTS),
+            ('on_error', on_error, ('raise', 'skip')),
+        ):
+            if value not in choices:
+                raise ValueError(f'ReconstructionExportHook: {name}={value!r} is none of {", ".join(choices)}.')
+        if not 1 <= quality <= 100 or samples < 0 or (shard_size is not None and shard_size < 1):
+            raise ValueError(
+                f'ReconstructionExportHook: {quality=} must be 1 to 100, {samples=} 0 or more, {shard_size=} bytes or '
+                'None.'
+            )
         self.release = Path(out_dir)
-        self.partial = self.release.with_name(f'{self.release.name}.partial')
-        self.private = self.release.with_name(f'{self.release.name}.private')
+        self.image_format = image_format
+        self.quality = quality if image_format == 'jpeg' else None
+        self.layout = layout
+        self.shard_size = None if shard_size is None else int(shard_size)
+        self.samples = samples
+        self.on_error = on_error
+        self.originals = originals
+        self.phi = phi
 
         self.phi_sha256 = None
+        self._folder: PartialFolder | None = None  # of the first process
+        self._check: OriginalsCheck | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._writing: deque[Future] = deque()
+
+    @property
+    def partial(self) -> Path:
+        """Where the release grows."""
+        return self.release.with_name(f'{self.release.name}.partial')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes from the training's records which φ it matched."""
@@ -80,141 +133,286 @@ class ReconstructionExportHook(Hook):
         self.phi_sha256 = records.get('phi_sha256')
 
     def before_test(self, runner: Runner) -> None:
-        """Names every face before the first is made, and refuses what cannot become a release."""
-        if self.release.exists():
-            raise FileExistsError(
-                f'Release {self.release} exists and is complete. Choose another out_dir, or remove it to export anew.'
+        """Refuses what cannot become a release, gives every face its place, and takes up what is written already."""
+        loop, dataset = runner.test_loop, runner.test_dataloader.dataset
+        self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.mask = self._check_recipe(runner)
+        dataset.test_mode, dataset.on_error = True, 'raise'  # a face that cannot be read is not replaced by another
+        self.plan = ReleasePlan.of(dataset, self.mask)
+        loop.order = self.plan.order
+        self.chunk_size = loop.chunk_size
+        self.head = self._describe(runner)
+        self.chunks = ChunkFiles(self.partial / 'chunks')
+        if self.model.paste_visible:
+            runner.logger.warning('paste_visible is on: this release holds the real pixels of every visible patch.')
+        phi = self._open_phi(runner) if self.originals else None
+        self.phi_used = None if phi is None else phi.sha256
+
+        rank, _ = get_dist_info()
+        found = [self._begin(runner) if rank == 0 else None]
+        broadcast_object_list(found)
+        error, loop.todo = found[0]
+        if error is not None and rank == 0:
+            raise error
+        if error is not None:
+            refuse('', local_rank=1)  # the first process says why
+        if not self.partial.is_dir() and len(loop.todo):
+            raise FileNotFoundError(
+                f'{self.partial} was made by the first process, and this one (rank {rank}) does not see it. Put the '
+                'release on a file system that all machines share.'
             )
-        loader = runner.test_dataloader
-        masks = [t for t in loader.dataset.pipeline.transforms if isinstance(t, FaceMask)]
+        if phi is not None and len(loop.todo):
+            self._check = OriginalsCheck(open_faces(self.originals), self.plan, phi, self.mask, self.chunk_size)
+        self._pool = ThreadPoolExecutor(WRITERS, initializer=torch.set_num_threads, initargs=(loop.threads,))
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: list | None = None
+    ) -> None:
+        """Hands one chunk over to be encoded and written; it counts once it is on the disk."""
+        notes = data_batch['notes']
+        fault = next(filter(None, notes), None)
+        if fault is not None and self.on_error == 'raise':
+            raise ValueError(f'{fault} Or leave out what cannot be read (--cfg-options on_error=skip).')
+        faces = torch.stack([sample.reconstruction for sample in outputs]) if outputs else None
+        self._writing.append(self._pool.submit(self._write_chunk, batch_idx, faces, notes))
+        while len(self._writing) > 2 * WRITERS or (self._writing and self._writing[0].done()):
+            self._writing.popleft().result()
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Puts the chunks of all processes together and gives the release its name."""
+        while self._writing:
+            self._writing.popleft().result()
+        self._pool.shutdown()
+        try:
+            barrier()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f'Another process of this export ended by itself. What is finished is kept in {self.partial}: the same '
+                'command goes on.'
+            ) from error
+        if self._folder is not None and not self._folder.complete:
+            with self._folder.writing():
+                self._assemble(runner)
+
+    # Before ------------------------------------------------------------------------------------------------------
+
+    def _check_recipe(self, runner: Runner) -> FaceMask:
+        """The one mask of a recipe that can make a release."""
+        if not isinstance(self.model, FaceMAE):
+            raise ValueError(
+                f'ReconstructionExportHook: the model is a {type(self.model).__name__}; a FaceMAE reconstructs faces.'
+            )
+        self.model.check_norm_pix()
+        if not isinstance(runner.test_loop, ChunkTestLoop):
+            raise ValueError(
+                f'ReconstructionExportHook: test_cfg makes a {type(runner.test_loop).__name__}, whose outputs depend '
+                "on batch size and processes. Set test_cfg = dict(type='ChunkTestLoop')."
+            )
+        transforms = runner.test_dataloader.dataset.pipeline.transforms
+        masks = [transform for transform in transforms if isinstance(transform, FaceMask)]
         if len(masks) != 1 or masks[0].fresh:
             raise ValueError(
                 'ReconstructionExportHook: the test pipeline needs one FaceMask with fresh=False and a secret, '
                 f'not {masks}. A release has one mask an image.'
             )
-        if getattr(loader.sampler, 'round_up', False) and runner.world_size > 1:
-            raise ValueError(
-                'ReconstructionExportHook: the sampler repeats samples to fill the last batch, so two processes would '
-                "write one file. Set test_dataloader.sampler = dict(type='DefaultSampler', shuffle=False, "
-                'round_up=False).'
-            )
-        self.mask = masks[0]
-        self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.links = self._name_all(loader.dataset)
-        if self.model.paste_visible:
-            runner.logger.warning('paste_visible is on: this release holds the real pixels of every visible patch.')
-        if is_main_process():
-            shutil.rmtree(self.partial, ignore_errors=True)
-            for folder in {Path(path).parent for path in self.links.values()}:
-                (self.partial / folder).mkdir(parents=True, exist_ok=True)
-        barrier()
+        return masks[0]
 
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: list | None = None
-    ) -> None:
-        """Writes the faces of one batch."""
-        for sample in outputs:
-            face = sample.reconstruction.permute(1, 2, 0).flip(-1).contiguous().cpu().numpy()  # RGB -> BGR
-            path = self.partial / self.links[sample.img_key]
-            if not cv2.imwrite(str(path), face):
-                raise OSError(f'{path} could not be written. Is the disk full?')
-
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Checks that every face is there, writes manifest, card and links, and gives the release its name."""
-        barrier()
-        if is_main_process():
-            missing = [path for path in self.links.values() if not (self.partial / path).is_file()]
-            if missing:
-                raise RuntimeError(
-                    f'{len(missing)} of {len(self.links)} faces are missing in {self.partial}, the first is '
-                    f'{missing[0]}. Start the export again.'
-                )
-            manifest = self._manifest(runner)
-            (self.partial / 'manifest.json').write_text(json.dumps(manifest, indent=1) + '\n')
-            (self.partial / 'README.md').write_text(self._card(manifest))
-            self._write_links(runner.test_dataloader.dataset)
-            self.partial.rename(self.release)
-            runner.logger.info(
-                f'Release {self.release}: {len(self.links)} faces, manifest SHA-256 '
-                f'{sha256_file(self.release / "manifest.json")}. Its links lie in {self.private}: for you alone.'
-            )
-        barrier()
-
-    def _name_all(self, dataset: FaceRecordDataset) -> dict[str, str]:
-        """img_key → released path; order and names come from the mask secret and carry nothing of the source."""
-        faces = list(dataset.names())
-        masked = isinstance(dataset.source, MaskedSource)  # keys and names are pseudonyms already
-        identities = sorted({name for _, name in faces}, key=int if masked else self.mask.identity_pseudonym)
-        label = {name: number for number, name in enumerate(identities)}
-        names, count = {}, Counter()
-        order = str if masked else self.mask.image_pseudonym
-        for key, identity in sorted(faces, key=lambda face: order(face[0])):
-            names[key] = f'{label[identity]:06d}/{count[identity]:06d}.png'
-            count[identity] += 1
-        return names
-
-    def _manifest(self, runner: Runner) -> dict:
-        """What was released and how it was made; no time, host, path or source name."""
-        checkpoint = runner._load_from
-        counts = Counter(str(Path(path).parent) for path in self.links.values())
-        listing = ''.join(f'{sha256_file(self.partial / path)}  {path}\n' for path in sorted(self.links.values()))
+    def _describe(self, runner: Runner) -> dict:
+        """The head of the manifest: all that decides about the bytes of the faces."""
+        source, checkpoint = self.plan.dataset.source, runner._load_from
+        mask = (
+            source.info['mask']
+            if isinstance(source, MaskedSource)
+            else self.mask.describe(round(self.model.backbone.num_patches**0.5) * self.mask.patch_size)
+        )
         return dict(
-            format=MANIFEST_FORMAT,
-            versions=self._versions(),
+            format=FORMAT,
+            version=VERSION,
+            versions=versions(),
+            config=describe_config(runner.cfg),
             model_sha256=sha256_file(checkpoint) if checkpoint else None,
             phi_sha256=self.phi_sha256,
-            mask=self._describe_mask(runner.test_dataloader.dataset),
+            compute=runner.test_loop.describe(),
+            mask=mask,
             paste_visible=self.model.paste_visible,
-            image=dict(format='png', size=self.model.output_size),
-            images=len(self.links),
-            identities=len(counts),
-            images_by_identity=dict(sorted(counts.items())),
-            files_sha256=hashlib.sha256(listing.encode()).hexdigest(),
-            errors_skipped=0,
+            image=dict(format=self.image_format, quality=self.quality, size=self.model.output_size),
+            layout=self.layout,
+        )
+
+    def _open_phi(self, runner: Runner) -> torch.nn.Module:
+        """The embedder that compares released faces with their originals."""
+        if self.phi is not None:
+            phi = open_embedder(self.phi)
+        else:
+            config = runner.cfg.model.get('head', {}).get('loss', {}).get('phi')
+            remedy = 'Name an embedder (--phi dlib, a pack, a checkpoint).'
+            if not isinstance(config, dict) or not config.get('checkpoint'):
+                raise ValueError(f'--originals: the recipe has no φ of its own. {remedy}')
+            try:
+                phi = MODELS.build(config)
+            except FileNotFoundError as error:
+                raise ValueError(f"--originals: the recipe's φ is not at hand: {error} {remedy}") from error
+        return phi.to(runner.test_loop.device).eval()
+
+    def _begin(self, runner: Runner) -> tuple[Exception | None, list[int]]:
+        """What forbids to begin or go on, and the chunks that are still to come."""
+        settings = dict(_flat(self.head))
+        settings |= dict(
+            images=len(self.plan),
+            keys_sha256=keys_digest(self.plan.dataset.source.keys),
+            shard_size=self.shard_size,
+            samples=self.samples,
+            originals_phi_sha256=self.phi_used,
+        )
+        try:
+            self._folder = PartialFolder(self.release, settings, accept_complete=True)
+        except OSError as error:
+            return error, []
+        if self._folder.complete:
+            self._folder.close()
+            runner.logger.info(
+                f'Release {self.release} is complete (manifest SHA-256 {sha256_file(self.release / MANIFEST)}): '
+                'nothing to do. tools/release.py --verify holds it against its manifest.'
+            )
+            return None, []
+        chunks = -(-len(self.plan) // self.chunk_size)
+        todo = np.flatnonzero(~self.chunks.written(chunks)).tolist()
+        self._log = self._folder.log(LOG, ['time', 'host', 'what'])
+        _, processes = get_dist_info()
+        self._note(
+            f'{"goes on" if self._folder.begun else "begins"}: {len(todo)} of {chunks} chunks of {self.chunk_size} '
+            f'faces to do, {processes} processes, batch size {runner.test_dataloader.batch_size}'
+        )
+        return None, todo
+
+    # Each chunk --------------------------------------------------------------------------------------------------
+
+    def _write_chunk(self, chunk: int, faces: torch.Tensor | None, notes: list[str]) -> None:
+        """Encodes the faces of a chunk (n, 3, H, H) uint8 RGB and writes them; `notes` says of others why not."""
+        read = [number for number, note in enumerate(notes) if not note]
+        images, closeness = [b''] * len(notes), None
+        if faces is not None:
+            pictures = faces.permute(0, 2, 3, 1).flip(-1).contiguous().cpu().numpy()  # RGB -> BGR
+            for number, picture in zip(read, pictures, strict=True):
+                images[number] = self._encode(picture)
+        if self._check is not None:
+            closeness = np.full((len(notes), 4), np.nan, np.float32)
+            if read:
+                first = chunk * self.chunk_size
+                closeness[read] = self._check.compare([first + number for number in read], faces)
+        with resumable_writing(self.partial):
+            self.chunks.write(chunk, EncodedChunk(images, notes, closeness))
+
+    def _encode(self, picture: np.ndarray) -> bytes:
+        extension, option = FORMATS[self.image_format]
+        ok, data = cv2.imencode(extension, picture, [] if option is None else [option, self.quality])
+        if not ok:
+            raise ValueError(f'A face {picture.shape} could not be encoded as {self.image_format}.')
+        return data.tobytes()
+
+    # At the end --------------------------------------------------------------------------------------------------
+
+    def _assemble(self, runner: Runner) -> None:
+        """Copies the encoded faces into the release, from the first on, and completes it."""
+        folder, content = self._folder, self.partial / 'release'
+        shutil.rmtree(content, ignore_errors=True)
+        content.mkdir()
+        digits = max(6, len(str(len(self.plan.dataset.identities))), len(str(np.bincount(self.plan.labels).max())))
+        writer = ReleaseWriter(
+            content, self.layout, FORMATS[self.image_format][0], self.model.output_size, digits, self.shard_size
+        )
+        skipped: list[tuple[str, str]] = []
+        sheet: dict[int, bytes] = {}
+        closeness: list[np.ndarray] = []
+        write_private(folder.private / LINKS, self._release_faces(writer, skipped, sheet, closeness))
+        writer.close()
+        (folder.private / SKIPPED).unlink(missing_ok=True)
+        if skipped:
+            write_private(folder.private / SKIPPED, [['source_key', 'note'], *skipped])
+        manifest = self.head | dict(
+            images=sum(writer.images_by_identity),
+            identities=len(writer.images_by_identity),
+            images_by_identity=writer.images_by_identity,
+            errors_skipped=len(skipped),
+            shards=writer.shards,
+            samples=_write_samples(content / SAMPLES, list(sheet.values())),
             originals='not checked',
         )
+        if self.phi_used is not None:
+            manifest['originals'] = dict(phi_sha256=self.phi_used, **summarise(np.concatenate(closeness)))
+        check_manifest(json.loads(json.dumps(manifest)), 'The manifest that this export made')
+        (content / MANIFEST).write_text(manifest_text(manifest), encoding='utf-8')
+        name = sha256_file(content / MANIFEST)
+        (content / CARD).write_text(draw_card(manifest, name), encoding='utf-8')
+        self._note(f'complete: {name}')
+        os.sync()  # a release that has its name is on the disk
+        folder.finish(content)
+        left_out = f', {len(skipped)} that could not be read left out ({folder.private / SKIPPED})' * bool(skipped)
+        runner.logger.info(
+            f'Release {self.release}: {manifest["images"]:,} faces of {manifest["identities"]:,} identities{left_out}; '
+            f'manifest SHA-256 {name}. Its links lie in {folder.private}: for you alone.'
+        )
+        if self.model.paste_visible:
+            runner.logger.log(logging.WARNING, f'{self.release} holds real pixels: paste_visible was on.')
 
-    def _describe_mask(self, dataset: FaceRecordDataset) -> dict:
-        if isinstance(dataset.source, MaskedSource):
-            return dataset.source.info['mask']
-        return self.mask.describe(round(self.model.backbone.num_patches**0.5) * self.mask.patch_size)
+    def _release_faces(
+        self, writer: ReleaseWriter, skipped: list, sheet: dict[int, bytes], closeness: list[np.ndarray]
+    ) -> Iterator[list]:
+        """Rows of the links, as the faces are written one by one."""
+        yield LINK_COLUMNS
+        shown = set(np.linspace(0, len(self.plan) - 1, self.samples, dtype=int).tolist())
+        last = -1
+        for start in tqdm(range(0, len(self.plan), self.chunk_size), desc='merging', unit='chunk', mininterval=1):
+            places = range(start, min(start + self.chunk_size, len(self.plan)))
+            chunk = start // self.chunk_size
+            if not self.chunks.path(chunk).is_file():
+                raise RuntimeError(
+                    f'Chunk {chunk} is missing in {self.partial}. The same command makes it and goes on.'
+                )
+            encoded = self.chunks.read(chunk, len(places))
+            if encoded.closeness is not None:
+                closeness.append(encoded.closeness)
+            rows = zip(places, self.plan.names(places), encoded.images, encoded.notes, strict=True)
+            for place, (key, identity), image, note in rows:
+                if note:
+                    skipped.append((key, note))
+                    continue
+                person = int(self.plan.labels[place])
+                path, label = writer.write(person != last, image)
+                last = person
+                if place in shown:
+                    sheet[place] = image
+                yield [path, label, key, identity]
+        if not writer.images_by_identity:
+            raise ValueError(
+                f'None of {len(self.plan)} faces could be read, the first: {skipped[0][1]} Nothing is released; delete '
+                f'{self.partial} before the next try.'
+            )
 
-    @staticmethod
-    def _versions() -> dict[str, str]:
-        from facemae_mm import __version__
-
-        return dict(
-            facemae_mm=__version__,
-            python=platform.python_version(),
-            torch=torch.__version__,
-            mmengine=mmengine.__version__,
-            mmpretrain=mmpretrain.__version__,
-            numpy=np.__version__,
-            opencv=cv2.__version__,
+    def _note(self, text: str) -> None:
+        """A line of the owner's log."""
+        self._log.append(
+            [datetime.datetime.now().astimezone().isoformat(timespec='seconds'), socket.gethostname(), text]
         )
 
-    @staticmethod
-    def _card(manifest: dict) -> str:
-        pasted = (
-            '**The visible patches of the real faces were pasted back.**'
-            if manifest['paste_visible']
-            else 'The whole output is the decoder’s; no real pixel was pasted back.'
-        )
-        return CARD.format(
-            images=manifest['images'],
-            identities=manifest['identities'],
-            size=manifest['image']['size'],
-            version=manifest['versions']['facemae_mm'],
-            ratio=manifest['mask']['ratio'],
-            patch=manifest['mask']['patch_size'],
-            stored=manifest['mask']['stored_size'],
-            pasted=pasted,
-        )
 
-    def _write_links(self, dataset: FaceRecordDataset) -> None:
-        """links.csv, readable by its owner alone."""
-        rows = [['released_path', 'released_label', 'source_key', 'source_label']]
-        for key, identity in dataset.names():
-            path = self.links[key]
-            rows.append([path, int(Path(path).parent.name), key, identity])
-        write_private(self.private / 'links.csv', rows)
+def _flat(node: object, key: str = '') -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of nested dicts and lists."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) and node else None
+    if items is None:
+        yield key, node
+        return
+    for name, value in items:
+        yield from _flat(value, f'{key}.{name}' if key else str(name))
+
+
+def _write_samples(path: Path, images: list[bytes]) -> dict | None:
+    """Some released faces on one sheet; what the manifest says of it."""
+    if not images:
+        return None
+    faces = [cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) for image in images]
+    columns = int(np.ceil(len(faces) ** 0.5))
+    faces += [np.full_like(faces[0], 255)] * (-len(faces) % columns)
+    rows = [np.hstack(faces[start : start + columns]) for start in range(0, len(faces), columns)]
+    cv2.imwrite(str(path), np.vstack(rows))
+    return dict(images=len(images), sha256=sha256_file(path))

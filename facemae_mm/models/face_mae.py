@@ -52,14 +52,9 @@ class FaceMAE(MAE):
         """Sets `reconstruction` of each sample: (3, output_size, output_size) uint8, RGB.
 
         Raises:
-            ValueError: The head was trained with `norm_pix=True`: its output is a normalised signal, and undoing that
-                would copy the mean and variance of removed patches into the image.
+            ValueError: As `check_norm_pix`.
         """
-        if self.head.norm_pix:
-            raise ValueError(
-                'FaceMAE.predict: head.norm_pix must be False. With True the decoder predicts normalised patches, and '
-                'an image needs the statistics of the removed ones. Train with norm_pix=False.'
-            )
+        self.check_norm_pix()
         mask = self.stack_masks(data_samples)
         tokens = self.reconstruct(inputs, mask).float()
         if self.paste_visible:
@@ -72,6 +67,19 @@ class FaceMAE(MAE):
         for sample, face in zip(data_samples, faces, strict=True):
             sample.set_field(face, 'reconstruction', dtype=torch.Tensor)
         return data_samples
+
+    def check_norm_pix(self) -> None:
+        """Whether the output is an image.
+
+        Raises:
+            ValueError: The head was trained with `norm_pix=True`: its output is a normalised signal, and undoing that
+                would copy the mean and variance of removed patches into the image.
+        """
+        if self.head.norm_pix:
+            raise ValueError(
+                'FaceMAE: head.norm_pix must be False. With True the decoder predicts normalised patches, and an image '
+                'needs the statistics of the removed ones. Train with norm_pix=False.'
+            )
 
     def reconstruct(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """D(E[γ(I)]): tokens of the whole image from its visible patches.

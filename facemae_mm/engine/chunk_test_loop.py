@@ -1,0 +1,186 @@
+"""A test loop whose outputs are the same, bit by bit, whatever the batch size, the workers and the processes."""
+
+import copy
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Semaphore
+
+import numpy as np
+import torch
+from mmengine.dist import get_dist_info
+from mmengine.evaluator import Evaluator
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, TestLoop
+from mmpretrain.registry import LOOPS
+from mmpretrain.structures import DataSample
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..precision import native_bfloat16
+
+
+@LOOPS.register_module()
+class ChunkTestLoop(TestLoop):
+    """Runs the model on chunks of consecutive faces, each padded to one shape and computed by as many threads.
+
+    The bits of a matrix product depend on its shape and on the threads that share it, so neither may follow from how a
+    run is laid out. The loader's `batch_size` says how many faces are in flight, as `batch_size // chunk_size` chunks
+    at once; processes take chunks in turn. On a CPU, as many chunks are computed at once as it has cores for.
+
+    Hooks see a chunk at a time, in order: `batch_idx` is its number, `data_batch` has its `inputs` and `data_samples`,
+    both without padding, and `notes`: what kept each face of the chunk from being read, '' where nothing did. Those
+    faces are in neither inputs nor outputs.
+
+    Args:
+        runner: Of the test; its model has `test_step`.
+        dataloader: Its dataset, collate_fn, num_workers and batch_size are taken; the order is `order`.
+        evaluator: As in any test.
+        chunk_size: Faces in a chunk.
+        threads: Threads that compute a chunk on a CPU.
+        precision: 'float32' or 'bfloat16'; None takes bfloat16 where the device multiplies it itself.
+
+    Attributes:
+        order: (N,), items of the dataset in the order of the chunks; a hook may set it before the test.
+        todo: Numbers of the chunks that all processes together compute; a hook may set it before the test.
+
+    Raises:
+        ValueError: chunk_size or threads below 1, another precision, or `fp16`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict,
+        evaluator: Evaluator | dict | list,
+        chunk_size: int = 64,
+        threads: int = 1,
+        precision: str | None = None,
+        fp16: bool = False,
+    ) -> None:
+        super().__init__(runner, dataloader, evaluator)
+        if fp16:
+            raise ValueError("ChunkTestLoop: --amp does not say which precision. Set test_cfg.precision='bfloat16'.")
+        if min(chunk_size, threads) < 1 or precision not in (None, 'float32', 'bfloat16'):
+            raise ValueError(
+                f'ChunkTestLoop: {chunk_size=}, {threads=}, {precision=}. Numbers are 1 or more, and precision is '
+                "'float32', 'bfloat16' or None."
+            )
+        self.chunk_size = chunk_size
+        self.threads = threads
+        self.device = next(runner.model.parameters()).device
+        self.precision = precision or ('bfloat16' if native_bfloat16(self.device) else 'float32')
+        self.order = np.arange(len(self.dataloader.dataset))
+        self.todo: Sequence[int] = range(-(-len(self.order) // chunk_size))
+
+    def describe(self) -> dict:
+        """What the bits of the outputs depend on, apart from model and data."""
+        cpu = self.device.type == 'cpu'
+        kind = f'CPU {torch.backends.cpu.get_cpu_capability()}' if cpu else torch.cuda.get_device_name(self.device)
+        return dict(device=kind, threads=self.threads, precision=self.precision, chunk_size=self.chunk_size)
+
+    def run(self) -> dict:
+        """Tests; metrics are over the chunks that were computed."""
+        runner, before = self.runner, torch.get_num_threads()
+        runner.call_hook('before_test')
+        runner.call_hook('before_test_epoch')
+        runner.model.eval()
+        rank, processes = get_dist_info()
+        total, faces = len(self.order), 0
+        done = total - sum(min(total - chunk * self.chunk_size, self.chunk_size) for chunk in self.todo)
+        try:
+            with tqdm(
+                total=total, initial=done, desc='reconstructing', unit='face', mininterval=1, disable=rank > 0
+            ) as bar:
+                for chunk, batch, outputs in self._computed(self.todo[rank::processes]):
+                    self.evaluator.process(data_samples=outputs, data_batch=batch)
+                    runner.call_hook('after_test_iter', batch_idx=chunk, data_batch=batch, outputs=outputs)
+                    faces += len(outputs)
+                    bar.update(min(len(batch['notes']) * processes, total - bar.n))  # all are as far
+        except RuntimeError as error:
+            if 'DataLoader worker' not in str(error):
+                raise
+            raise RuntimeError(
+                'A process that reads faces ended by itself: it was killed, ran out of memory or crashed. What is '
+                'finished is kept: the same command goes on, with a smaller test_dataloader.num_workers where memory '
+                'was short.'
+            ) from error
+        finally:
+            torch.set_num_threads(before)
+        metrics = self.evaluator.evaluate(faces)
+        runner.call_hook('after_test_epoch', metrics=metrics)
+        runner.call_hook('after_test')
+        return metrics
+
+    def _computed(self, chunks: Sequence[int]) -> Iterator[tuple[int, dict, list[DataSample]]]:
+        """Chunks with their batches and outputs, in order, a few ahead of what was taken."""
+        loader = self.dataloader
+        batches = DataLoader(
+            _Chunks(loader.dataset, self.order, chunks, self.chunk_size, loader.collate_fn),
+            batch_size=None,
+            num_workers=loader.num_workers,
+            worker_init_fn=loader.worker_init_fn,
+            pin_memory=loader.pin_memory,
+        )
+        in_flight = max(loader.batch_size // self.chunk_size, 1)
+        at_once = in_flight
+        if self.device.type == 'cpu':
+            cores = len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+            at_once = max(min(at_once, cores // self.threads), 1)
+        model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
+        computing = Semaphore(at_once)
+
+        @torch.no_grad()
+        def compute(batch: dict | None) -> list[DataSample]:
+            if batch is None:
+                return []
+            with computing, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bfloat16'):
+                return model.test_step(batch)
+
+        def finished(future: Future, chunk: int, batch: dict | None, notes: list[str]):
+            count = notes.count('')
+            batch = batch or dict(inputs=[], data_samples=[])
+            return chunk, {k: v[:count] for k, v in batch.items()} | dict(notes=notes), future.result()[:count]
+
+        torch.set_num_threads(self.threads)
+        pool = ThreadPoolExecutor(in_flight, initializer=torch.set_num_threads, initargs=(self.threads,))
+        ahead: deque = deque()
+        try:
+            for chunk, (batch, notes) in zip(chunks, batches, strict=True):
+                ahead.append((pool.submit(compute, batch), chunk, batch, notes))
+                if len(ahead) > in_flight:
+                    yield finished(*ahead.popleft())
+            while ahead:
+                yield finished(*ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Chunks(Dataset):
+    """Whole chunks as one batch each, filled up to one size; with what kept faces from being read."""
+
+    def __init__(self, faces: Dataset, order: np.ndarray, chunks: Sequence[int], size: int, collate_fn) -> None:
+        self.faces = faces
+        self.order = order
+        self.chunks = chunks
+        self.size = size
+        self.collate_fn = collate_fn
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> tuple[dict | None, list[str]]:
+        """A batch, None where no face of the chunk can be read, and a note for each face."""
+        start = self.chunks[number] * self.size
+        samples, notes = [], []
+        for item in self.order[start : start + self.size].tolist():
+            try:
+                samples.append(self.faces[item])
+                notes.append('')
+            except (ValueError, OSError) as error:
+                notes.append(str(error) or repr(error))
+        if not samples:
+            return None, notes
+        filling = [copy.deepcopy(samples[0]) for _ in range(self.size - len(samples))]
+        return self.collate_fn(samples + filling), notes

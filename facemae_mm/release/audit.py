@@ -1,0 +1,98 @@
+"""What was measured on a release after it was made: `audit.json` beside its manifest, and its card drawn anew."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..whole_file import whole_file
+from .card import draw_card
+from .manifest import read_manifest
+
+AUDIT = 'audit.json'
+CARD = 'README.md'
+LEAKAGE = 'leakage/'
+WRITTEN_BY = 'Give a file that tools/test.py or tools/verify.py wrote.'
+
+
+def read_audit(release: Path, name: str) -> dict:
+    """The audit of a release; an empty one where there is none.
+
+    Args:
+        release: Its directory.
+        name: SHA-256 of its manifest.
+
+    Raises:
+        ValueError: No JSON, or the audit of another release.
+    """
+    path = release / AUDIT
+    if not path.is_file():
+        return dict(release=name, leakage={}, utility={})
+    try:
+        audit = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is no JSON: {error}. Delete it, and give the measurements again.') from error
+    if not isinstance(audit, dict) or audit.get('release') != name:
+        raise ValueError(f'{path} is the audit of another release than {name}. Delete it, and measure this one.')
+    return audit
+
+
+def add_measurements(
+    release: str | Path, leakage: Mapping[str, str | Path] = {}, utility: Mapping[str, str | Path] = {}
+) -> Path:
+    """Puts measurements into `audit.json` and on the card. The manifest stays as it is.
+
+    Args:
+        release: Its directory.
+        leakage: By name of the attacker, what `tools/test.py configs/leakage_casia.py … --out FILE --out-item metrics`
+            wrote.
+        utility: By name of the recogniser, what `tools/verify.py … --out FILE`, or `tools/test.py` with a recogniser's
+            recipe and `--out FILE --out-item metrics`, wrote.
+
+    Returns:
+        The audit's path.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: A file holds no such measurements, or the release has no valid manifest.
+    """
+    release = Path(release)
+    manifest, name = read_manifest(release)
+    audit = read_audit(release, name)
+    for attacker, file in leakage.items():
+        metrics = {key.removeprefix(LEAKAGE): value for key, value in _metrics(file).items() if key.startswith(LEAKAGE)}
+        if not any(key.startswith('top') for key in metrics):
+            raise ValueError(f'{file} holds no leakage. Give what tools/test.py with a leakage recipe wrote.')
+        audit.setdefault('leakage', {})[attacker] = metrics
+    for recogniser, file in utility.items():
+        sets = _verified_sets(_metrics(file))
+        if not sets:
+            raise ValueError(f'{file} holds no verification. Give what tools/verify.py --out wrote.')
+        audit.setdefault('utility', {})[recogniser] = sets
+    with whole_file(release / AUDIT, 'x') as file:
+        file.write(json.dumps(audit, indent=1, ensure_ascii=False) + '\n')
+    with whole_file(release / CARD, 'x') as file:
+        file.write(draw_card(manifest, name, audit))
+    return release / AUDIT
+
+
+def _metrics(file: str | Path) -> dict:
+    try:
+        found = json.loads(Path(file).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{file} is no JSON: {error}. {WRITTEN_BY}') from None
+    if not isinstance(found, dict):
+        raise ValueError(f'{file} holds no measurements. {WRITTEN_BY}')
+    return found
+
+
+def _verified_sets(found: dict) -> dict[str, dict]:
+    """Metrics by set, of `tools/verify.py` or of a test."""
+    if isinstance(found.get('sets'), dict):
+        metrics = {name: about.get('metrics') for name, about in found['sets'].items() if isinstance(about, dict)}
+    else:
+        metrics = {}
+        for key, value in found.items():
+            name, slash, what = key.partition('/')
+            if slash:
+                metrics.setdefault(name, {})[what] = value
+    return {name: values for name, values in metrics.items() if isinstance(values, dict) and 'accuracy' in values}

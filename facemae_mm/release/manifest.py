@@ -1,0 +1,116 @@
+"""What a release says of itself: a JSON that a schema describes, without times, hosts, paths and source names."""
+
+import json
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
+import cv2
+import jsonschema
+import mmengine
+import mmpretrain
+import numpy as np
+import torch
+from mmengine.config import Config
+
+from ..datasets.release_source import MANIFEST
+from ..datasets.resumable import sha256_file
+
+SCHEMA = Path(__file__).with_name('manifest.schema.json')
+
+#: Strings of a recipe that a manifest repeats, by key; others may be paths or names and are left out.
+SHOWN_STRINGS = frozenset(
+    {'type', 'arch', 'out_type', 'precision', 'regions', 'channel_order', 'pad_mode', 'direction'}
+)
+LEFT_OUT = 'left out'
+
+
+def redact(node: object, key: str = '') -> object:
+    """A part of a recipe as a manifest may show it: its structure, numbers, and strings under `SHOWN_STRINGS`.
+
+    Args:
+        node: Dict, list, or value.
+        key: Under which it stands.
+    """
+    if isinstance(node, dict):
+        return {str(name): redact(value, str(name)) for name, value in node.items()}
+    if isinstance(node, list | tuple):
+        shown = [redact(value, key) for value in node]
+        return LEFT_OUT if LEFT_OUT in shown else shown
+    if isinstance(node, bool | int | float) or node is None:
+        return LEFT_OUT if isinstance(node, float) and not np.isfinite(node) else node
+    if isinstance(node, type):
+        return node.__name__
+    return node if key in SHOWN_STRINGS and isinstance(node, str) else LEFT_OUT
+
+
+def describe_config(config: Config) -> dict:
+    """The parts of a recipe that made a release, redacted."""
+    dataset = config.test_dataloader.dataset
+    parts = dict(model=config.model, pipeline=dataset.pipeline)
+    parts |= {key: dataset[key] for key in ('subset', 'images') if dataset.get(key) is not None}
+    return json.loads(json.dumps(redact(Config(parts).to_dict())))
+
+
+def versions() -> dict[str, str]:
+    """Of everything on which a release's bytes may depend."""
+    from .. import __version__
+
+    return dict(
+        facemae_mm=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        mmengine=mmengine.__version__,
+        mmpretrain=mmpretrain.__version__,
+        numpy=np.__version__,
+        opencv=cv2.__version__,
+    )
+
+
+@cache
+def _validator() -> jsonschema.protocols.Validator:
+    return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding='utf-8')))
+
+
+def check_manifest(manifest: object, place: str | Path) -> None:
+    """Holds a manifest against its schema.
+
+    Args:
+        manifest: As JSON holds it.
+        place: What to call it in messages.
+
+    Raises:
+        ValueError: The first thing that does not fit.
+    """
+    error = next(iter(sorted(_validator().iter_errors(manifest), key=lambda error: list(map(str, error.path)))), None)
+    if error is not None:
+        where = '.'.join(map(str, error.path)) or 'the whole'
+        raise ValueError(
+            f'{place} does not fit {SCHEMA.name}: {where}: {error.message[:300]}. A manifest is final: get the release '
+            'again from where it comes.'
+        )
+
+
+def manifest_text(manifest: dict) -> str:
+    """The bytes of `manifest.json`, lists of numbers on one line."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    return re.sub(r'\[\s+(-?\d[-\d,.\se+]*?)\s+\]', lambda found: f'[{" ".join(found[1].split())}]', text) + '\n'
+
+
+def read_manifest(release: str | Path) -> tuple[dict, str]:
+    """A release's manifest, and its SHA-256, which is the release's name.
+
+    Raises:
+        FileNotFoundError: No manifest.
+        ValueError: No JSON, or it does not fit the schema.
+    """
+    path = Path(release) / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} does not exist. Give the directory of a release.')
+    try:
+        manifest = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is no JSON: {error}. Get the release again from where it comes.') from error
+    check_manifest(manifest, path)
+    return manifest, sha256_file(path)

@@ -1,0 +1,53 @@
+"""Which face of a dataset stands where in a release, before any is made."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..datasets import FaceMask, FaceRecordDataset
+from ..datasets.masked_dataset import MaskedSource
+from ..datasets.masking import opaque_order
+
+
+@dataclass(frozen=True)
+class ReleasePlan:
+    """The faces of a release in their order, which carries nothing of the source.
+
+    Attributes:
+        dataset: The faces.
+        order: Items of the dataset in the order of the release, (N,) int64.
+        labels: Identity of each of them, counted in the order of the release, (N,) int64.
+    """
+
+    dataset: FaceRecordDataset
+    order: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: FaceRecordDataset, mask: FaceMask) -> 'ReleasePlan':
+        """Identities, and the faces of each, in the order of what only the owner can compute.
+
+        A masked dataset stands in that order already: its release is that of the original faces with the same secret.
+
+        Args:
+            dataset: Faces to release.
+            mask: Knows the secret.
+        """
+        if isinstance(dataset.source, MaskedSource):
+            return cls(dataset, np.arange(len(dataset)), np.asarray(dataset.labels))
+        keys = dataset.source.keys
+        if len(dataset) != len(keys):
+            keys = [keys[int(image)] for image in dataset.indices]
+        return cls(dataset, *opaque_order(mask, keys, np.asarray(dataset.labels), dataset.identities))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def names(self, places: Sequence[int]) -> Iterator[tuple[str, str]]:
+        """(img_key, identity) of the source, for some places in the release."""
+        for item in self.order[places].tolist():
+            yield (
+                self.dataset.source.keys[int(self.dataset.indices[item])],
+                self.dataset.identities[int(self.dataset.labels[item])],
+            )
