@@ -91,6 +91,11 @@ def start(config: Config, launcher: str, parts: Sequence[str] = TRAIN_PARTS, che
         refuse(reason, local_rank)
 
 
+def own_cores() -> int:
+    """Processor cores for this process, where those of one machine share them."""
+    return max(len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
+
+
 def refuse(message: str, local_rank: int = 0) -> NoReturn:
     """Ends this process with exit code 2; the first one on each machine says why.
 

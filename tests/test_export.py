@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 from processes import PRELOAD, free_port, spawn
 from tiny import SMALL_FACEMAE, cfg_options, small_recipe, write_faces
@@ -32,25 +33,27 @@ SMALL = {key: value for key, value in SMALL_FACEMAE.items() if not key.startswit
 
 
 def recipe(repository, faces, release, work, **options):
-    cfg = small_recipe(
-        repository,
-        'export_casia',
-        deploy_faces=str(faces),
-        release_dir=str(release),
-        mask_secret=str(work / 'secret'),
-        **SMALL,
-        **{
-            'test_cfg.chunk_size': 3,
-            'test_dataloader.batch_size': 6,
-            'test_dataloader.num_workers': 0,
-            'load_from': str(work / 'model.pth'),
-        }
-        | options,
-    )
+    Config.pretty_text = property(repr)  # formatting a recipe for its log takes longer than the export
+    own = {
+        'deploy_faces': str(faces),
+        'release_dir': str(release),
+        'mask_secret': str(work / 'secret'),
+        'test_cfg.chunk_size': 3,
+        'test_dataloader.batch_size': 6,
+        'test_dataloader.num_workers': 0,
+        'load_from': str(work / 'model.pth'),
+    }
+    cfg = small_recipe(repository, 'export_casia', **SMALL | own | options)
     cfg.work_dir = str(work)
     cfg.experiment_name = f'export {release} {time.time_ns()}'
     cfg.log_level = 'WARNING'
     return cfg
+
+
+@pytest.fixture(autouse=True)
+def quick_logs(monkeypatch):
+    """Puts back what `recipe` changes."""
+    monkeypatch.setattr(Config, 'pretty_text', Config.pretty_text)
 
 
 @pytest.fixture
@@ -173,14 +176,11 @@ def test_a_complete_release_is_left_alone_and_another_is_refused_with_the_differ
         'mask_ratio': (0.5, 'mask.ratio: 0.75 then, 0.5 now'),
         'release_size': (224, 'image.size: 112 then, 224 now'),
         'test_cfg.chunk_size': (4, 'compute.chunk_size: 3 then, 4 now'),
-        'model.neck.decoder_depth': (2, r'config.model.neck.decoder_depth: 1 then, 2 now'),
         'load_from': (None, r'model_sha256: \w{64} then, None now'),
         'mask_secret': (str(work / 'another'), r'mask.commitment: \w{64} then, \w{64} now'),
         'samples': (2, 'samples: 0 then, 2 now'),
     }
     for name, (value, message) in other.items():
-        if name == 'model.neck.decoder_depth':  # another model has another checkpoint
-            continue
         with pytest.raises(FileExistsError, match=f'release was made with other settings.*{message}'):
             export(repository, work, 'release', **{name: value})
     assert {path: path.stat().st_mtime_ns for path in release.rglob('*')} == before
@@ -460,16 +460,6 @@ def test_other_processes_go_on_where_one_was_killed(repository, many):
     assert content(many / 'release') == whole
     log = (many / 'release.private/export.log').read_text()
     assert f'goes on: {20 - done} of 20 chunks of 3 faces to do, 2 processes' in log
-
-
-def test_a_release_of_a_masked_dataset_is_that_of_the_originals(repository, work, monkeypatch):
-    """Byte by byte, manifest included, where the secret is the same."""
-    first = content(export(repository, work, 'first'))
-    command = [sys.executable, str(repository / 'tools/mask_faces.py'), 'faces', 'masked', '--secret', 'secret']
-    env = os.environ | dict(PYTHONPATH=str(repository))
-    assert subprocess.run(command, cwd=work, env=env, timeout=120).returncode == 0
-    shutil.rmtree(work / 'faces')
-    assert content(export(repository, work, 'second', faces='masked')) == first
 
 
 # Guards

@@ -21,9 +21,9 @@ from test_export import content, export, work  # noqa: F401
 from tiny import write_faces
 
 from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces
-from facemae_mm.datasets.masked_dataset import MaskedSource, decode_masked, encode_masked
-from facemae_mm.datasets.masking import _Masker, _order, mask_faces
-from facemae_mm.engine import ReconstructionExportHook
+from facemae_mm.datasets.masked_dataset import decode_masked, encode_masked
+from facemae_mm.datasets.masking import _Masker, mask_faces, opaque_order
+from facemae_mm.release.plan import ReleasePlan
 
 PIPELINE = [dict(type='LoadFace', size=112)]
 
@@ -177,23 +177,21 @@ def test_the_release_is_the_same_without_the_originals(repository, work):  # noq
     shutil.rmtree(work / 'faces')
     (work / 'secret').unlink()
     assert content(export(repository, work, 'second', faces='masked')) == first
-    assert len(first) == 18 and not (work / 'secret').exists()
+    assert len(first) == 19 and not (work / 'secret').exists()
     other = FaceRecordDataset(work / 'masked', [*PIPELINE, FaceMask(fresh=False, seed=0, mask_ratio=0.5)])
     with pytest.raises(ValueError, match=r'patch_size=8 and mask_ratio=0.5 would remove 98 of 196'):
         other[0]
 
 
-def test_a_million_identities_are_released_in_the_order_of_their_numbers():
-    class Faces:
-        source = object.__new__(MaskedSource)
-
-        def names(self):
-            return [('a', '999999'), ('b', '1000000'), ('c', '000007'), ('d', '000007')]
-
-    hook = ReconstructionExportHook('release')
-    hook.mask = None
-    paths = ['000001/000000.png', '000002/000000.png', '000000/000000.png', '000000/000001.png']
-    assert hook._name_all(Faces()) == dict(zip('abcd', paths))
+def test_its_release_has_its_order(faces, tmp_path, mask):
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
+    masked = FaceRecordDataset(tmp_path / 'masked', subset=dict(identities=['000001', '000003']))
+    plan = ReleasePlan.of(masked, mask)
+    assert plan.order.tolist() == list(range(8)) and plan.labels.tolist() == [0] * 4 + [1] * 4
+    original = ReleasePlan.of(FaceRecordDataset(faces), mask)
+    keys = [mask.image_pseudonym(key) for key, _ in original.names(range(len(original)))]
+    assert [key for key, _ in plan.names(range(8))] == keys[4:8] + keys[12:16]
+    assert original.labels.tolist() == sorted(list(range(4)) * 4)
 
 
 class Dying(_Masker):
@@ -207,7 +205,7 @@ class Dying(_Masker):
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, faces, mask, monkeypatch, place):
     mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0)
     source = open_faces(faces)
-    source.die_at = _order(source, mask)[place]
+    source.die_at = opaque_order(mask, source.keys, source.labels, source.identities)[0][place]
     child = os.fork()
     if not child:
         monkeypatch.setattr('facemae_mm.datasets.masking._Masker', Dying)
@@ -262,7 +260,7 @@ def test_a_killed_run_goes_on_after_a_person_of_whom_no_face_can_be_read(tmp_pat
         path.write_bytes(b'')
     mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0, on_error='skip')
     source = open_faces(faces)
-    source.die_at = _order(source, mask)[-1]
+    source.die_at = opaque_order(mask, source.keys, source.labels, source.identities)[0][-1]
     child = os.fork()
     if not child:
         monkeypatch.setattr('facemae_mm.datasets.masking._Masker', Dying)
@@ -283,7 +281,7 @@ def test_records_cut_off_are_written_again(tmp_path, faces, monkeypatch, lost, t
     (faces / 'person_1/2.png').write_bytes(b'')
     mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0, on_error='skip')
     source = open_faces(faces)
-    source.die_at = _order(source, mask)[-1]
+    source.die_at = opaque_order(mask, source.keys, source.labels, source.identities)[0][-1]
     child = os.fork()
     if not child:
         monkeypatch.setattr('facemae_mm.datasets.masking._Masker', Dying)

@@ -18,6 +18,12 @@ def main(args: list[str] | None = None) -> int:
         code = error.get_first_failure()[1].exitcode
         if code != REFUSED:
             print(error, file=sys.stderr)
+        if code < 0:
+            print(
+                f'A process was ended by signal {-code} (9: killed, often for want of memory). An export goes on with '
+                'the same command, a training with --resume.',
+                file=sys.stderr,
+            )
         return code if code > 0 else 1  # a signal counts as 1
     return 0
 

@@ -72,10 +72,10 @@ def main() -> None:
     config = read_recipe(args)
     apply_flags(config, args)
     start(config, args.launcher, TEST_PARTS, check_only=args.check)
-    runner = build_runner(config)
-    if args.out and args.out_item != 'metrics':
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     try:
+        runner = build_runner(config)
+        if args.out and args.out_item != 'metrics':
+            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
         metrics = runner.test()
     except (OSError, ValueError) as error:
         refuse(f'test.py: {error}')

@@ -1,7 +1,6 @@
 """A test loop whose outputs are the same, bit by bit, whatever the batch size, the workers and the processes."""
 
 import copy
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..launch import own_cores
 from ..precision import native_bfloat16
 
 
@@ -29,9 +29,9 @@ class ChunkTestLoop(TestLoop):
     run is laid out. The loader's `batch_size` says how many faces are in flight, as `batch_size // chunk_size` chunks
     at once; processes take chunks in turn. On a CPU, as many chunks are computed at once as it has cores for.
 
-    Hooks see a chunk at a time, in order: `batch_idx` is its number, `data_batch` has its `inputs` and `data_samples`,
-    both without padding, and `notes`: what kept each face of the chunk from being read, '' where nothing did. Those
-    faces are in neither inputs nor outputs.
+    Hooks see a chunk at a time, in order. `data_batch` has its `inputs` and `data_samples`, both without padding, its
+    number, `chunk`, and `notes`: what kept each of its faces from being read, '' where nothing did. Those faces are in
+    neither inputs nor outputs. From `before_test_epoch` on, the test loader is one of this process's chunks.
 
     Args:
         runner: Of the test; its model has `test_step`.
@@ -84,18 +84,20 @@ class ChunkTestLoop(TestLoop):
         """Tests; metrics are over the chunks that were computed."""
         runner, before = self.runner, torch.get_num_threads()
         runner.call_hook('before_test')
+        rank, processes = get_dist_info()
+        given, self.dataloader = self.dataloader, self._chunk_loader(self.todo[rank::processes])
         runner.call_hook('before_test_epoch')
         runner.model.eval()
-        rank, processes = get_dist_info()
         total, faces = len(self.order), 0
         done = total - sum(min(total - chunk * self.chunk_size, self.chunk_size) for chunk in self.todo)
         try:
             with tqdm(
                 total=total, initial=done, desc='reconstructing', unit='face', mininterval=1, disable=rank > 0
             ) as bar:
-                for chunk, batch, outputs in self._computed(self.todo[rank::processes]):
+                in_flight = max(given.batch_size // self.chunk_size, 1)
+                for number, (batch, outputs) in enumerate(self._computed(in_flight)):
                     self.evaluator.process(data_samples=outputs, data_batch=batch)
-                    runner.call_hook('after_test_iter', batch_idx=chunk, data_batch=batch, outputs=outputs)
+                    runner.call_hook('after_test_iter', batch_idx=number, data_batch=batch, outputs=outputs)
                     faces += len(outputs)
                     bar.update(min(len(batch['notes']) * processes, total - bar.n))  # all are as far
         except RuntimeError as error:
@@ -108,26 +110,26 @@ class ChunkTestLoop(TestLoop):
             ) from error
         finally:
             torch.set_num_threads(before)
+            self.dataloader = given
         metrics = self.evaluator.evaluate(faces)
         runner.call_hook('after_test_epoch', metrics=metrics)
         runner.call_hook('after_test')
         return metrics
 
-    def _computed(self, chunks: Sequence[int]) -> Iterator[tuple[int, dict, list[DataSample]]]:
-        """Chunks with their batches and outputs, in order, a few ahead of what was taken."""
-        loader = self.dataloader
-        batches = DataLoader(
-            _Chunks(loader.dataset, self.order, chunks, self.chunk_size, loader.collate_fn),
+    def _chunk_loader(self, chunks: Sequence[int]) -> DataLoader:
+        """Reads whole chunks by the workers of the loader that was given."""
+        given = self.dataloader
+        return DataLoader(
+            _Chunks(given.dataset, self.order, chunks, self.chunk_size, given.collate_fn),
             batch_size=None,
-            num_workers=loader.num_workers,
-            worker_init_fn=loader.worker_init_fn,
-            pin_memory=loader.pin_memory,
+            num_workers=given.num_workers,
+            worker_init_fn=given.worker_init_fn,
+            pin_memory=given.pin_memory,
         )
-        in_flight = max(loader.batch_size // self.chunk_size, 1)
-        at_once = in_flight
-        if self.device.type == 'cpu':
-            cores = len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-            at_once = max(min(at_once, cores // self.threads), 1)
+
+    def _computed(self, in_flight: int) -> Iterator[tuple[dict, list[DataSample]]]:
+        """Batches of the chunk loader and their outputs, in order, a few ahead of what was taken."""
+        at_once = in_flight if self.device.type != 'cpu' else max(min(in_flight, own_cores() // self.threads), 1)
         model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
         computing = Semaphore(at_once)
 
@@ -139,15 +141,15 @@ class ChunkTestLoop(TestLoop):
                 return model.test_step(batch)
 
         def finished(future: Future, chunk: int, batch: dict | None, notes: list[str]):
-            count = notes.count('')
-            batch = batch or dict(inputs=[], data_samples=[])
-            return chunk, {k: v[:count] for k, v in batch.items()} | dict(notes=notes), future.result()[:count]
+            read = notes.count('')
+            batch = {key: value[:read] for key, value in (batch or dict(inputs=[], data_samples=[])).items()}
+            return batch | dict(chunk=chunk, notes=notes), future.result()[:read]
 
         torch.set_num_threads(self.threads)
         pool = ThreadPoolExecutor(in_flight, initializer=torch.set_num_threads, initargs=(self.threads,))
         ahead: deque = deque()
         try:
-            for chunk, (batch, notes) in zip(chunks, batches, strict=True):
+            for chunk, batch, notes in self.dataloader:
                 ahead.append((pool.submit(compute, batch), chunk, batch, notes))
                 if len(ahead) > in_flight:
                     yield finished(*ahead.popleft())
@@ -170,9 +172,10 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, number: int) -> tuple[dict | None, list[str]]:
-        """A batch, None where no face of the chunk can be read, and a note for each face."""
-        start = self.chunks[number] * self.size
+    def __getitem__(self, number: int) -> tuple[int, dict | None, list[str]]:
+        """A chunk's number, its batch (None where no face of it can be read), and a note for each face."""
+        chunk = self.chunks[number]
+        start = chunk * self.size
         samples, notes = [], []
         for item in self.order[start : start + self.size].tolist():
             try:
@@ -181,6 +184,6 @@ class _Chunks(Dataset):
             except (ValueError, OSError) as error:
                 notes.append(str(error) or repr(error))
         if not samples:
-            return None, notes
+            return chunk, None, notes
         filling = [copy.deepcopy(samples[0]) for _ in range(self.size - len(samples))]
-        return self.collate_fn(samples + filling), notes
+        return chunk, self.collate_fn(samples + filling), notes

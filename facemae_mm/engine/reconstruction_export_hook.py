@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..datasets import FaceMask, open_faces
 from ..datasets.masked_dataset import MaskedSource
-from ..datasets.release_source import FORMAT, MANIFEST, VERSION
+from ..datasets.release_source import FOLDERS, FORMAT, LAYOUTS, MANIFEST, VERSION
 from ..datasets.resumable import (
     PartialFolder,
     keys_digest,
@@ -31,14 +31,14 @@ from ..datasets.resumable import (
     sha256_file,
     write_private,
 )
-from ..launch import refuse
+from ..launch import own_cores, refuse
 from ..models.face_mae import FaceMAE
 from ..open_embedder import open_embedder
 from ..release.audit import CARD
 from ..release.card import draw_card
 from ..release.check import SAMPLES
 from ..release.chunk_files import ChunkFiles, EncodedChunk
-from ..release.layouts import FOLDERS, LAYOUTS, ReleaseWriter
+from ..release.layouts import ReleaseWriter
 from ..release.manifest import check_manifest, describe_config, manifest_text, versions
 from ..release.originals import OriginalsCheck, summarise
 from ..release.plan import ReleasePlan
@@ -52,8 +52,8 @@ LOG = 'export.log'
 #: OpenCV's file type and option of the quality, by format.
 FORMATS = dict(png=('.png', None), jpeg=('.jpg', cv2.IMWRITE_JPEG_QUALITY))
 
-#: Threads that encode and write, in each process.
-WRITERS = 4
+#: The most threads that encode and write, in each process.
+MOST_WRITERS = 8
 
 
 @HOOKS.register_module()
@@ -134,36 +134,12 @@ class ReconstructionExportHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Refuses what cannot become a release, gives every face its place, and takes up what is written already."""
-        loop, dataset = runner.test_loop, runner.test_dataloader.dataset
-        self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.mask = self._check_recipe(runner)
-        dataset.test_mode, dataset.on_error = True, 'raise'  # a face that cannot be read is not replaced by another
-        self.plan = ReleasePlan.of(dataset, self.mask)
-        loop.order = self.plan.order
-        self.chunk_size = loop.chunk_size
-        self.head = self._describe(runner)
-        self.chunks = ChunkFiles(self.partial / 'chunks')
-        if self.model.paste_visible:
-            runner.logger.warning('paste_visible is on: this release holds the real pixels of every visible patch.')
-        phi = self._open_phi(runner) if self.originals else None
-        self.phi_used = None if phi is None else phi.sha256
-
-        rank, _ = get_dist_info()
-        found = [self._begin(runner) if rank == 0 else None]
-        broadcast_object_list(found)
-        error, loop.todo = found[0]
-        if error is not None and rank == 0:
-            raise error
-        if error is not None:
-            refuse('', local_rank=1)  # the first process says why
-        if not self.partial.is_dir() and len(loop.todo):
-            raise FileNotFoundError(
-                f'{self.partial} was made by the first process, and this one (rank {rank}) does not see it. Put the '
-                'release on a file system that all machines share.'
-            )
-        if phi is not None and len(loop.todo):
-            self._check = OriginalsCheck(open_faces(self.originals), self.plan, phi, self.mask, self.chunk_size)
-        self._pool = ThreadPoolExecutor(WRITERS, initializer=torch.set_num_threads, initargs=(loop.threads,))
+        try:
+            self._prepare(runner)
+        except (OSError, ValueError):
+            if local_rank := int(os.environ.get('LOCAL_RANK', 0)):
+                refuse('', local_rank)  # the first process of this machine says why
+            raise
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: list | None = None
@@ -174,8 +150,8 @@ class ReconstructionExportHook(Hook):
         if fault is not None and self.on_error == 'raise':
             raise ValueError(f'{fault} Or leave out what cannot be read (--cfg-options on_error=skip).')
         faces = torch.stack([sample.reconstruction for sample in outputs]) if outputs else None
-        self._writing.append(self._pool.submit(self._write_chunk, batch_idx, faces, notes))
-        while len(self._writing) > 2 * WRITERS or (self._writing and self._writing[0].done()):
+        self._writing.append(self._pool.submit(self._write_chunk, data_batch['chunk'], faces, notes))
+        while len(self._writing) > 2 * self._writers or (self._writing and self._writing[0].done()):
             self._writing.popleft().result()
 
     def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
@@ -195,6 +171,35 @@ class ReconstructionExportHook(Hook):
                 self._assemble(runner)
 
     # Before ------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, runner: Runner) -> None:
+        loop, dataset = runner.test_loop, runner.test_dataloader.dataset
+        self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.mask = self._check_recipe(runner)
+        dataset.test_mode, dataset.on_error = True, 'raise'  # a face that cannot be read is not replaced by another
+        self.plan = ReleasePlan.of(dataset, self.mask)
+        loop.order = self.plan.order
+        self.chunk_size = loop.chunk_size
+        self.head = self._describe(runner)
+        self.chunks = ChunkFiles(self.partial / 'chunks')
+        if self.model.paste_visible:
+            runner.logger.warning('paste_visible is on: this release holds the real pixels of every visible patch.')
+        phi = self._open_phi(runner) if self.originals else None
+        self.phi_used = None if phi is None else phi.sha256
+        found = [self._begin(runner) if get_dist_info()[0] == 0 else None]
+        broadcast_object_list(found)
+        error, loop.todo = found[0]
+        if error is not None:
+            raise error
+        if len(loop.todo) and not self.partial.is_dir():
+            raise FileNotFoundError(
+                f'{self.partial} was made by the first process, and this machine ({socket.gethostname()}) does not see '
+                'it. Put the release on a file system that all machines share.'
+            )
+        if phi is not None and len(loop.todo):
+            self._check = OriginalsCheck(open_faces(self.originals), self.plan, phi, self.mask, self.chunk_size)
+        self._writers = min(own_cores(), MOST_WRITERS)
+        self._pool = ThreadPoolExecutor(self._writers, initializer=torch.set_num_threads, initargs=(loop.threads,))
 
     def _check_recipe(self, runner: Runner) -> FaceMask:
         """The one mask of a recipe that can make a release."""
@@ -259,7 +264,7 @@ class ReconstructionExportHook(Hook):
         settings = dict(_flat(self.head))
         settings |= dict(
             images=len(self.plan),
-            keys_sha256=keys_digest(self.plan.dataset.source.keys),
+            names_sha256=keys_digest(map(repr, self.plan.names(range(len(self.plan))))),
             shard_size=self.shard_size,
             samples=self.samples,
             originals_phi_sha256=self.phi_used,
@@ -344,9 +349,9 @@ class ReconstructionExportHook(Hook):
         (content / MANIFEST).write_text(manifest_text(manifest), encoding='utf-8')
         name = sha256_file(content / MANIFEST)
         (content / CARD).write_text(draw_card(manifest, name), encoding='utf-8')
-        self._note(f'complete: {name}')
         os.sync()  # a release that has its name is on the disk
         folder.finish(content)
+        self._note(f'complete: {name}')
         left_out = f', {len(skipped)} that could not be read left out ({folder.private / SKIPPED})' * bool(skipped)
         runner.logger.info(
             f'Release {self.release}: {manifest["images"]:,} faces of {manifest["identities"]:,} identities{left_out}; '
