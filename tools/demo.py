@@ -201,10 +201,11 @@ class Demo:
     def export(self, name: str, checkpoint: str) -> Path:
         """Masks the deployment identities and reconstructs them. Returns the release."""
         release = self.work / 'releases' / name
-        for old in (release, release.with_name(f'{name}.private')):
-            shutil.rmtree(old, ignore_errors=True)
+        for kind in ('', '.partial', '.private'):
+            shutil.rmtree(release.with_name(f'{name}{kind}'), ignore_errors=True)
         cfg = self.config('demo_export', f'export {name}', deploy_faces=self.faces, release_dir=str(release))
         cfg.test_dataloader.dataset.subset = dict(identities=self.splits['deploy'])
+        cfg.custom_hooks.pop()  # an export shows its own progress
         cfg.load_from = checkpoint
         Runner.from_cfg(cfg).test()
         return release
