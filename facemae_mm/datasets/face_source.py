@@ -11,7 +11,7 @@ import numpy as np
 
 from .masked_dataset import INFO, MaskedSource
 from .recordio import MAGIC, OLD_MAGIC, RecordSource
-from .release_source import ShardedSource, release_parts
+from .release_source import RECORDS, ShardedSource, release_parts
 from .source_keys import SourceKeys, find_table
 from .verification_bin import VerificationBin
 
@@ -57,15 +57,16 @@ class FolderSource:
 
     Args:
         path: The folder.
+        plain: Refuses links, which may lead out of the folder, and devices.
 
     Raises:
         ValueError: No images, an identity without images, two files with one key, or names that
             cannot be keys.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, plain: bool = False) -> None:
         self.path = Path(path)
-        self.keys, self.labels, self.identities, self._names = _arrange(_walk(str(self.path)), self.path)
+        self.keys, self.labels, self.identities, self._names = _arrange(_walk(str(self.path), plain), self.path)
         with os.scandir(self.path) as entries:
             folders = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.')}
         for name in sorted(folders - set(self.identities) if self.identities else ()):
@@ -159,16 +160,25 @@ class ZipSource:
             raise ValueError(f'{self.path}: entry {name!r} {fault}. Pack the .zip anew without it.')
 
 
-def _walk(folder: str, deepest: int = 2) -> Iterator[str]:
-    """Images in a folder and the folders in it, as relative POSIX paths."""
+def _walk(folder: str, plain: bool, deepest: int = 2) -> Iterator[str]:
+    """Images in a folder and the folders in it, as relative POSIX paths; see `FolderSource`."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith('.'):
                 continue
+            if plain and not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+                raise _not_plain(entry.path)
             if not entry.is_dir():
                 yield entry.name
             elif deepest:
-                yield from (f'{entry.name}/{inner}' for inner in _walk(entry.path, deepest - 1))
+                yield from (f'{entry.name}/{inner}' for inner in _walk(entry.path, plain, deepest - 1))
+
+
+def _not_plain(path: str | Path) -> ValueError:
+    return ValueError(
+        f'{path} is a link or a device, which a release does not hold: it may lead anywhere. Get the release again '
+        'from where it comes, or put the file itself there.'
+    )
 
 
 def _arrange(names: Iterable[str], place: Path) -> tuple[list[str], np.ndarray, list[str], list[str]]:
@@ -281,7 +291,14 @@ def _open_release(folder: Path) -> FaceSource | None:
     layout, shards = parts
 
     def open_shard(path: Path) -> FaceSource:
-        return RecordSource(path / 'train.rec') if layout == 'records' else FolderSource(path)
+        if path != folder and path.is_symlink():
+            raise _not_plain(path)
+        if layout != RECORDS:
+            return FolderSource(path, plain=True)
+        for file in (path / 'train.rec', path / 'train.idx'):
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                raise _not_plain(file)
+        return RecordSource(path / 'train.rec')
 
     return open_shard(folder) if shards == ['.'] else ShardedSource(folder, shards, open_shard)
 

@@ -1,7 +1,6 @@
 """A release as a set of faces, in one piece or in shards."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,49 @@ MANIFEST = 'manifest.json'
 FORMAT = 'facemae-release'
 VERSION = 1
 
-SHARD = re.compile(r'shard_\d{5,}')
+FOLDERS, RECORDS = LAYOUTS = ('folders', 'records')
+
+#: Bytes of the largest manifest that is read: that of 16 million identities.
+MAX_MANIFEST = 1 << 26
+
+
+def load_manifest(path: Path) -> object:
+    """What a manifest holds, which may be anything.
+
+    Raises:
+        ValueError: No JSON, a link, or more than `MAX_MANIFEST` bytes.
+    """
+    if path.is_symlink():
+        raise ValueError(f'{path} is a link, which may lead anywhere. Get the release again from where it comes.')
+    if path.stat().st_size > MAX_MANIFEST:
+        raise ValueError(f'{path} has more than {MAX_MANIFEST >> 20} MiB, which no manifest needs.')
+    try:
+        return json.loads(path.read_text(encoding='utf-8'), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is no JSON: {error}. Get the release again from where it comes.') from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f'{name} is no number')
+
+
+def check_shards(version: object, shards: Sequence, path: Path | str) -> None:
+    """Holds a manifest's version and the names of its shards against what this program reads.
+
+    Raises:
+        ValueError: Another version; or other names than '.' alone, or 'shard_00000', 'shard_00001', ….
+    """
+    if version != VERSION:
+        shown = repr(version) if isinstance(version, int | float | str) else f'a {type(version).__name__}'
+        raise ValueError(
+            f'{path} has version {shown[:20]}; this program reads {VERSION}. Install the FaceMAE-MM that wrote it.'
+        )
+    names = [shard.get('path') if isinstance(shard, dict) else None for shard in shards]
+    if names != ['.'] and (not names or names != [f'shard_{number:05d}' for number in range(len(names))]):
+        raise ValueError(
+            f"{path} names no shards of a release ('.' alone, or shard_00000, shard_00001, …). Get the release again "
+            'from where it comes.'
+        )
 
 
 def release_parts(folder: Path) -> tuple[str, list[str]] | None:
@@ -22,27 +63,24 @@ def release_parts(folder: Path) -> tuple[str, list[str]] | None:
         folder: Any folder.
 
     Raises:
-        ValueError: A release of another version, or whose shards have other names than an export gives.
+        ValueError: A release of another version, or whose layout or shards have other names than an export gives.
     """
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError):
+        manifest = load_manifest(path)
+    except ValueError:
+        if path.is_symlink():
+            raise
         return None
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
         return None
-    if manifest.get('version') != VERSION:
-        raise ValueError(
-            f'{path} has version {manifest.get("version")!r}; this program reads {VERSION}. Install the FaceMAE-MM '
-            'that wrote it.'
-        )
-    shards = manifest.get('shards')
-    names = [shard.get('path') if isinstance(shard, dict) else None for shard in shards] if shards else []
-    if not names or not (names == ['.'] or all(isinstance(name, str) and SHARD.fullmatch(name) for name in names)):
-        raise ValueError(f'{path} names no shards of a release. Get the release again from where it comes.')
-    return manifest.get('layout'), names
+    layout, shards = manifest.get('layout'), manifest.get('shards')
+    check_shards(manifest.get('version'), shards if isinstance(shards, list) else [], path)
+    if layout not in LAYOUTS:
+        raise ValueError(f'{path} has no layout of {", ".join(LAYOUTS)}. Get the release again from where it comes.')
+    return layout, [shard['path'] for shard in shards]
 
 
 class ShardedSource:
@@ -55,6 +93,9 @@ class ShardedSource:
         shards: Names of its shards.
         open_shard: Opens one.
 
+    Attributes:
+        starts: First image of each shard, and how many there are, (S + 1,) int64.
+
     Raises:
         ValueError: An identity that is in two shards.
     """
@@ -62,8 +103,8 @@ class ShardedSource:
     def __init__(self, folder: Path, shards: Sequence[str], open_shard: Callable) -> None:
         self.path = folder
         self._sources = [open_shard(folder / name) for name in shards]
-        self._starts = np.cumsum([0, *map(len, self._sources)])
-        self.keys = ShardKeys(shards, self._sources, self._starts)
+        self.starts = np.cumsum([0, *map(len, self._sources)])
+        self.keys = ShardKeys(shards, self._sources, self.starts)
         first = np.cumsum([0, *(len(source.identities) for source in self._sources)])
         self.labels = np.concatenate([source.labels + start for source, start in zip(self._sources, first)])
         self.identities = [name for source in self._sources for name in source.identities]
@@ -71,12 +112,12 @@ class ShardedSource:
             raise ValueError(f'{folder}: an identity is in two shards. Get the release again from where it comes.')
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def read(self, index: int) -> bytes:
         """Returns one encoded face."""
-        shard = int(np.searchsorted(self._starts, index, 'right')) - 1
-        return self._sources[shard].read(index - int(self._starts[shard]))
+        shard = int(np.searchsorted(self.starts, index, 'right')) - 1
+        return self._sources[shard].read(index - int(self.starts[shard]))
 
 
 class ShardKeys(Sequence):

@@ -11,6 +11,10 @@ from .manifest import read_manifest
 AUDIT = 'audit.json'
 CARD = 'README.md'
 LEAKAGE = 'leakage/'
+
+#: No measurement is as large.
+LARGEST = 1e15
+
 WRITTEN_BY = 'Give a file that tools/test.py or tools/verify.py wrote.'
 
 
@@ -22,17 +26,23 @@ def read_audit(release: Path, name: str) -> dict:
         name: SHA-256 of its manifest.
 
     Raises:
-        ValueError: No JSON, or the audit of another release.
+        ValueError: A link, no audit, or that of another release.
     """
     path = release / AUDIT
+    remedy = 'Delete it, and give the measurements again.'
+    if path.is_symlink():
+        raise ValueError(f'{path} is a link, which may lead anywhere. {remedy}')
     if not path.is_file():
         return dict(release=name, leakage={}, utility={})
     try:
         audit = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no JSON: {error}. Delete it, and give the measurements again.') from error
+        raise ValueError(f'{path} is no JSON: {error}. {remedy}') from error
     if not isinstance(audit, dict) or audit.get('release') != name:
         raise ValueError(f'{path} is the audit of another release than {name}. Delete it, and measure this one.')
+    depths = dict(leakage=2, utility=3)  # attacker, metric; recogniser, set, metric
+    if audit.keys() != {'release', *depths} or not all(_are_numbers(audit[key], depths[key]) for key in depths):
+        raise ValueError(f'{path} holds something else than measurements. {remedy}')
     return audit
 
 
@@ -62,12 +72,14 @@ def add_measurements(
         metrics = {key.removeprefix(LEAKAGE): value for key, value in _metrics(file).items() if key.startswith(LEAKAGE)}
         if not any(key.startswith('top') for key in metrics):
             raise ValueError(f'{file} holds no leakage. Give what tools/test.py with a leakage recipe wrote.')
-        audit.setdefault('leakage', {})[attacker] = metrics
+        _check_measurements(file, {attacker: metrics}, 2)
+        audit['leakage'][attacker] = metrics
     for recogniser, file in utility.items():
         sets = _verified_sets(_metrics(file))
         if not sets:
             raise ValueError(f'{file} holds no verification. Give what tools/verify.py --out wrote.')
-        audit.setdefault('utility', {})[recogniser] = sets
+        _check_measurements(file, {recogniser: sets}, 3)
+        audit['utility'][recogniser] = sets
     with whole_file(release / AUDIT, 'x') as file:
         file.write(json.dumps(audit, indent=1, ensure_ascii=False) + '\n')
     with whole_file(release / CARD, 'x') as file:
@@ -83,6 +95,23 @@ def _metrics(file: str | Path) -> dict:
     if not isinstance(found, dict):
         raise ValueError(f'{file} holds no measurements. {WRITTEN_BY}')
     return found
+
+
+def _check_measurements(file: str | Path, found: object, depth: int) -> None:
+    if not _are_numbers(found, depth):
+        raise ValueError(
+            f'{file}: not all of {", ".join(map(repr, found))} are finite numbers under names without line breaks and '
+            f'|. {WRITTEN_BY}'
+        )
+
+
+def _are_numbers(found: object, depth: int) -> bool:
+    """Whether these are finite numbers by names, so many deep, that fit into a table of the card."""
+    if not depth:
+        return isinstance(found, int | float) and abs(found) < LARGEST  # neither NaN nor infinite
+    return isinstance(found, dict) and all(
+        name.isprintable() and '|' not in name and _are_numbers(values, depth - 1) for name, values in found.items()
+    )
 
 
 def _verified_sets(found: dict) -> dict[str, dict]:

@@ -1,5 +1,6 @@
 """The dataset card of a release, drawn from its manifest and from what was measured since."""
 
+import re
 from collections.abc import Mapping
 
 #: Images, and what a hub calls a set of fewer.
@@ -11,6 +12,9 @@ SIZE_CATEGORIES = {
     10_000_000: '1M<n<10M',
     100_000_000: '10M<n<100M',
     1_000_000_000: '100M<n<1B',
+    10_000_000_000: '1B<n<10B',
+    100_000_000_000: '10B<n<100B',
+    1_000_000_000_000: '100B<n<1T',
 }
 
 CARD = """\
@@ -30,15 +34,16 @@ size_categories:
 ---
 # Faces reconstructed by FaceMAE
 
-{images:,} images of {identities:,} identities, {from_least} an identity; {size}×{size} pixels, {encoding}. {layout}
-Labels are opaque numbers, and neither they nor the order carry anything of the source.{skipped}
+{images:,} images of {identities:,} identities, {from_least} an identity; {size}×{size} pixels, {encoding}.
+{layout} Labels are opaque numbers, and neither they nor the order carry anything of the source.{skipped}
 
 Name of this release (SHA-256 of `manifest.json`): `{name}`
 {samples}
 ## How it was made
 
-By FaceMAE-MM {version}: {removed} of each {stored}-pixel face were removed{regions}, and a masked autoencoder
-reconstructed the face from what was left. {pasted}
+By FaceMAE-MM {version}: {removed} of each {stored}-pixel face were removed{regions},
+and a masked autoencoder reconstructed the face from what was left.
+{pasted}
 
 {masks}
 
@@ -47,9 +52,9 @@ reconstructed the face from what was left. {pasted}
 | model | `{model}` |
 | embedder φ of its training | `{phi}` |
 
-Computed on {device} in {precision}, in chunks of {chunk} faces by {threads} thread(s) each: on such a device the same
-model, secret and faces give the same bytes. `python tools/release.py RELEASE --verify` holds every file against the
-manifest.
+Computed on {device} in {precision}, in chunks of {chunk} faces; threads that computed one: {threads}.
+On such a device the same model, secret and faces give the same bytes.
+`python tools/release.py RELEASE --verify` holds every file against the manifest.
 
 ## Leakage
 
@@ -68,6 +73,7 @@ images is of the same person, with 95 % intervals over identities.
 
 - Reconstruction *reduces* how often a real photo finds its owner; it does not remove it. A person who is in no interval
   above may still be found.
+- Where the masked faces themselves are published, so are the masks, and each face here can be paired with its own.
 - Attackers are those that are named. Others, and stronger ones, may find more.
 - The faces are of nobody in particular and resemble real people. Do not use them to identify anyone.
 - What the model cannot reconstruct is missing here too: rare poses, occlusions, and groups that its training showed
@@ -170,8 +176,7 @@ def _leakage(attackers: Mapping[str, Mapping] | None) -> str:
     ]
     notes = []
     for attacker, metrics in attackers.items():
-        ks = sorted(int(key[3:-5]) for key in metrics if key.startswith('top') and key.endswith('_with'))
-        for k in ks:
+        for k in sorted(int(found[1]) for found in map(re.compile(r'top(\d{1,9})_with').fullmatch, metrics) if found):
             without, own = _percent(metrics, f'top{k}_without'), _percent(metrics, f'top{k}_with')
             lines.append(f'| {attacker} | {k} | {without} | {own} | {_percent(metrics, f"chance_top{k}")} |')
         numbers = {key: metrics.get(key) for key in ('queries', 'identities', 'gallery', 'left_out_identities')}

@@ -1,5 +1,7 @@
 """Is a release what its manifest says?"""
 
+import os
+import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -7,17 +9,25 @@ from tqdm import tqdm
 
 from ..datasets import open_faces
 from ..datasets.load_face import decode_face
-from ..datasets.release_source import MANIFEST
+from ..datasets.release_source import FOLDERS, MANIFEST
 from ..datasets.resumable import sha256_file
 from .audit import AUDIT, CARD
-from .layouts import CHECKSUMS, FOLDERS, RECORD_FILES
+from .layouts import CHECKSUMS, RECORD_FILES
 from .manifest import read_manifest
 
 SAMPLES = 'samples.png'
 
+#: A line of the checksums.
+FACE = re.compile(r'([0-9a-f]{64})  ([0-9]{6,}/[0-9]{6,}\.(?:png|jpg))\n')
+
+#: Characters of a line that are read at once; a genuine one has fewer.
+LINE = 256
+
 
 def check_release(release: str | Path) -> str:
     """Holds every file of a release against its manifest.
+
+    Nothing is read that does not lie in the release itself: links are not followed.
 
     Args:
         release: Its directory.
@@ -32,23 +42,19 @@ def check_release(release: str | Path) -> str:
     release = Path(release)
     manifest, name = read_manifest(release)
     faults: list[str] = []
-    expected = {MANIFEST, CARD, AUDIT, *([SAMPLES] if manifest['samples'] else [])}
+    present = _plain_files(release, faults)
     if manifest['samples']:
-        _compare(release / SAMPLES, manifest['samples']['sha256'], faults)
+        _compare(release, SAMPLES, manifest['samples']['sha256'], present, faults)
     total = manifest['images'] if manifest['layout'] == FOLDERS else len(RECORD_FILES) * len(manifest['shards'])
     with tqdm(total=total, desc='checking', unit='file', mininterval=1) as bar:
         for shard in manifest['shards']:
             for file, digest in shard['sha256'].items():
-                path = PurePosixPath(shard['path'], file)
-                expected.add(str(path))
-                intact = _compare(release / path, digest, faults)
+                intact = _compare(release, str(PurePosixPath(shard['path'], file)), digest, present, faults)
                 if file != CHECKSUMS:
                     bar.update()
                 elif intact:
-                    expected |= _compare_faces(release, shard['path'], faults, bar)
-    present = {path.relative_to(release).as_posix() for path in release.rglob('*') if not path.is_dir()}
-    faults += [f'{path} does not belong to it' for path in sorted(present - expected)]
-    faults += [f'{path} is a link' for path in sorted(present) if (release / path).is_symlink()]
+                    _compare_faces(release, shard['path'], present, faults, bar)
+    faults += [f'{path!r} does not belong to it' for path in sorted(present - {MANIFEST, CARD, AUDIT})]
     if not faults:
         _compare_numbers(release, manifest, faults)
     if faults:
@@ -63,46 +69,78 @@ def check_release(release: str | Path) -> str:
     )
 
 
-def _compare(path: Path, digest: str, faults: list[str]) -> bool:
-    """Adds a fault where a file is missing or has other bytes."""
-    if not path.is_file():
-        faults.append(f'{path.name} is missing' if path.parent.is_dir() else f'{path} is missing')
+def _plain_files(release: Path, faults: list[str], deepest: int = 2) -> set[str]:
+    """Paths of the files in a release; adds a fault for links, devices, empty folders and what lies deeper."""
+    files = set()
+    folders = [('', deepest)]
+    while folders:
+        folder, deeper = folders.pop()
+        with os.scandir(release / folder) as found:
+            entries = list(found)
+        if not entries:
+            faults.append(f'{folder!r} is an empty folder')
+        for entry in entries:
+            path = f'{folder}/{entry.name}' if folder else entry.name
+            if entry.is_symlink():
+                faults.append(f'{path!r} is a link')
+            elif entry.is_file():
+                files.add(path)
+            elif entry.is_dir() and deeper:
+                folders.append((path, deeper - 1))
+            else:
+                faults.append(f'{path!r} does not belong to it')
+    return files
+
+
+def _compare(release: Path, path: str, digest: str, present: set[str], faults: list[str]) -> bool:
+    """Takes a file from those that are still to compare; adds a fault where it is missing or has other bytes."""
+    if path not in present:
+        faults.append(f'{path!r} is missing')
         return False
-    if sha256_file(path) != digest:
-        faults.append(f'{path} has other bytes')
+    present.remove(path)
+    if sha256_file(release / path) != digest:
+        faults.append(f'{path!r} has other bytes')
         return False
     return True
 
 
-def _compare_faces(release: Path, shard: str, faults: list[str], bar: tqdm) -> set[str]:
-    """Faces that a shard's checksums list, each compared."""
-    listed = set()
-    for line in (release / shard / CHECKSUMS).read_text(encoding='utf-8').splitlines():
-        digest, _, name = line.partition('  ')
-        path = str(PurePosixPath(shard, name))
-        if '..' in PurePosixPath(path).parts or path.startswith('/'):
-            faults.append(f'{CHECKSUMS} names {name!r}, outside of the release')
-            continue
-        listed.add(path)
-        _compare(release / path, digest, faults)
-        bar.update()
-    return listed
+def _compare_faces(release: Path, shard: str, present: set[str], faults: list[str], bar: tqdm) -> None:
+    """Compares the faces that a shard's checksums list."""
+    checksums = PurePosixPath(shard, CHECKSUMS)
+    last = ''
+    with (release / checksums).open(encoding='ascii', errors='backslashreplace', newline='\n') as lines:
+        while line := lines.readline(LINE):
+            found = FACE.fullmatch(line)
+            if found is None or found[2] <= last:
+                faults.append(
+                    f'{str(checksums)!r} says {line[:100]!r}, which is not the SHA-256 of the next face '
+                    '(… 000000/000000.png)'
+                )
+                continue
+            last = found[2]
+            _compare(release, str(PurePosixPath(shard, last)), found[1], present, faults)
+            bar.update()
 
 
 def _compare_numbers(release: Path, manifest: dict, faults: list[str]) -> None:
     """Counts and the size of faces, as a reader of the set finds them."""
     source = open_faces(release)
     counts = np.bincount(source.labels).tolist()
-    shards = manifest['shards']
-    told = dict(
-        images=(manifest['images'], len(source), sum(shard['images'] for shard in shards)),
-        identities=(manifest['identities'], len(counts), sum(shard['identities'] for shard in shards)),
-    )
-    for what, numbers in told.items():
-        if len(set(numbers)) > 1:
-            faults.append('{}: {} in the manifest, {} in the set, {} in its shards'.format(what, *numbers))
+    for what, told, found in (
+        ('images', manifest['images'], len(source)),
+        ('identities', manifest['identities'], len(counts)),
+    ):
+        if told != found:
+            faults.append(f'{what}: {told} in the manifest, {found} in the set')
     if counts != manifest['images_by_identity']:
         faults.append('the numbers of images by identity are others')
+    starts = getattr(source, 'starts', (0, len(source)))  # of shards, or of one piece
+    for shard, start, end in zip(manifest['shards'], starts[:-1], starts[1:], strict=True):
+        first, last = int(source.identities[source.labels[start]]), int(source.identities[source.labels[end - 1]])
+        found = dict(first_label=first, identities=last + 1 - first, images=int(end - start))
+        for what, number in found.items():
+            if shard[what] != number:
+                faults.append(f'shard {shard["path"]}: {what}: {shard[what]} in the manifest, {number} in the set')
     size = manifest['image']['size']
     shape = decode_face(source.read(0), str(release)).shape[:2]
     if shape != (size, size):

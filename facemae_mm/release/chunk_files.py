@@ -45,7 +45,7 @@ class ChunkFiles:
         """Which of the first `chunks` are there, (chunks,) bool."""
         there = np.zeros(chunks, bool)
         for file in self.folder.glob('*/*.npz'):
-            if int(file.stem) < chunks:
+            if file.stem.isdecimal() and int(file.stem) < chunks:
                 there[int(file.stem)] = True
         return there
 

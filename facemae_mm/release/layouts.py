@@ -4,9 +4,8 @@ import hashlib
 from pathlib import Path
 
 from ..datasets.recordio import RecordWriter
+from ..datasets.release_source import FOLDERS
 from ..datasets.resumable import sha256_file
-
-FOLDERS, RECORDS = LAYOUTS = ('folders', 'records')
 
 #: Of a shard of folders: a line for each face, as `sha256sum --check` takes it.
 CHECKSUMS = 'SHA256SUMS'

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from ..datasets.release_source import MANIFEST
+from ..datasets.release_source import FORMAT, MANIFEST, check_shards, load_manifest
 from ..datasets.resumable import sha256_file
 
 SCHEMA = Path(__file__).with_name('manifest.schema.json')
@@ -29,12 +29,18 @@ LEFT_OUT = 'left out'
 def redact(node: object, key: str = '') -> object:
     """A part of a recipe as a manifest may show it: its structure, numbers, and strings under `SHOWN_STRINGS`.
 
+    Keys are shown where they may be names of parameters.
+
     Args:
         node: Dict, list, or value.
         key: Under which it stands.
     """
     if isinstance(node, dict):
-        return {str(name): redact(value, str(name)) for name, value in node.items()}
+        return {
+            str(name) if str(name).isidentifier() else LEFT_OUT: redact(value, str(name))
+            for name, value in node.items()
+            if name != 'init_cfg' and not str(name).startswith('_')  # random weights, and MMEngine's own marks
+        }
     if isinstance(node, list | tuple):
         shown = [redact(value, key) for value in node]
         return LEFT_OUT if LEFT_OUT in shown else shown
@@ -83,19 +89,25 @@ def check_manifest(manifest: object, place: str | Path) -> None:
     Raises:
         ValueError: The first thing that does not fit.
     """
-    error = next(iter(sorted(_validator().iter_errors(manifest), key=lambda error: list(map(str, error.path)))), None)
-    if error is not None:
-        where = '.'.join(map(str, error.path)) or 'the whole'
+    if isinstance(manifest, dict) and manifest.get('format') == FORMAT and isinstance(manifest.get('shards'), list):
+        check_shards(manifest.get('version'), manifest['shards'], place)
+    try:
+        error = next(_validator().iter_errors(manifest), None)
+        fault = None if error is None else f'{".".join(map(str, error.path)) or "the whole"}: {error.message[:300]}'
+    except RecursionError:
+        fault = 'it is too deep'
+    if fault is not None:
         raise ValueError(
-            f'{place} does not fit {SCHEMA.name}: {where}: {error.message[:300]}. A manifest is final: get the release '
-            'again from where it comes.'
+            f'{place} does not fit {SCHEMA.name}: {fault}. A manifest is final: get the release again from where it '
+            'comes.'
         )
 
 
 def manifest_text(manifest: dict) -> str:
     """The bytes of `manifest.json`, lists of numbers on one line."""
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    return re.sub(r'\[\s+(-?\d[-\d,.\se+]*?)\s+\]', lambda found: f'[{" ".join(found[1].split())}]', text) + '\n'
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
+    lists = r'\[\n\s*(-?\d[-\d,.\se+]*?)\n\s*\]'  # strings hold no line breaks
+    return re.sub(lists, lambda found: f'[{" ".join(found[1].split())}]', text) + '\n'
 
 
 def read_manifest(release: str | Path) -> tuple[dict, str]:
@@ -103,14 +115,11 @@ def read_manifest(release: str | Path) -> tuple[dict, str]:
 
     Raises:
         FileNotFoundError: No manifest.
-        ValueError: No JSON, or it does not fit the schema.
+        ValueError: No JSON, another version, or it does not fit the schema.
     """
     path = Path(release) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist. Give the directory of a release.')
-    try:
-        manifest = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no JSON: {error}. Get the release again from where it comes.') from error
+    manifest = load_manifest(path)
     check_manifest(manifest, path)
     return manifest, sha256_file(path)

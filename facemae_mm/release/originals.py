@@ -102,7 +102,7 @@ class OriginalsCheck:
 
 
 def _next_of_same(labels: np.ndarray) -> np.ndarray:
-    """The next place with the same label, in a circle; −1 where there is none. Equal labels stand together."""
+    """The next place with the same label, in a circle; −1 where there is none. Labels ascend."""
     _, start, count = np.unique(labels, return_index=True, return_counts=True)
     place = np.arange(len(labels))
     first, number = np.repeat(start, count), np.repeat(count, count)
