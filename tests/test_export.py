@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from processes import PRELOAD, free_port, spawn
 from tiny import SMALL_FACEMAE, cfg_options, small_recipe, write_faces
+from torch.utils.data import get_worker_info
 
 from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces
 from facemae_mm.datasets.resumable import sha256_file
@@ -158,6 +159,10 @@ def test_what_would_spoil_a_release_is_refused(repository, work):
     cfg = recipe(repository, work / 'faces', work / 'release', work)
     cfg.test_cfg = dict()
     with pytest.raises(ValueError, match=r"Set test_cfg = dict\(type='ChunkTestLoop'\)"):
+        Runner.from_cfg(cfg).test()
+    with pytest.raises(ValueError, match='an export measures nothing'):
+        cfg = recipe(repository, work / 'faces', work / 'release', work)
+        cfg.test_evaluator = [dict(type='DumpResults', out_file_path=str(work / 'out.pkl'))]
         Runner.from_cfg(cfg).test()
     with pytest.raises(ValueError, match='precision'):
         export(repository, work, 'release', **{'test_cfg.fp16': True})
@@ -425,6 +430,31 @@ def test_faces_that_cannot_be_read_are_left_out_and_counted(repository, work):
         path.write_bytes(b'no picture')
     with pytest.raises(ValueError, match='None of 16 faces could be read'):
         export(repository, work, 'nothing', on_error='skip')
+
+
+def test_two_runs_at_once_are_refused(repository, many):
+    process = start(repository, many, 'release')
+    while not (many / 'release.partial').exists() and process.is_alive():
+        time.sleep(0.01)
+    with pytest.raises(FileExistsError, match='Another process is at work on .*release.private'):
+        export(repository, many, 'release')
+    process.join()
+    assert process.exitcode == 0 and (many / 'release').exists()
+
+
+def test_a_killed_worker_is_said(repository, work, monkeypatch):
+    read = FaceRecordDataset.__getitem__
+
+    def die(self, item):
+        if item == 7 and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, item)
+
+    first = content(export(repository, work, 'first'))
+    monkeypatch.setattr(FaceRecordDataset, '__getitem__', die)
+    with pytest.raises(ChildProcessError, match='ended by itself.*the same command goes on'):
+        export(repository, work, 'release', **{'test_dataloader.num_workers': 1})
+    assert content(export(repository, work, 'release')) == first
 
 
 # Reproducible

@@ -36,7 +36,7 @@ class ChunkTestLoop(TestLoop):
     Args:
         runner: Of the test; its model has `test_step`.
         dataloader: Its dataset, collate_fn, num_workers and batch_size are taken; the order is `order`.
-        evaluator: As in any test.
+        evaluator: Of no metrics.
         chunk_size: Faces in a chunk.
         threads: Threads that compute a chunk on a CPU.
         precision: 'float32' or 'bfloat16'; None takes bfloat16 where the device multiplies it itself.
@@ -46,7 +46,8 @@ class ChunkTestLoop(TestLoop):
         todo: Numbers of the chunks that all processes together compute; a hook may set it before the test.
 
     Raises:
-        ValueError: chunk_size or threads below 1, another precision, or `fp16`.
+        ValueError: chunk_size or threads below 1, another precision, `fp16`, or metrics.
+        ChildProcessError: A worker of the loader ended by itself.
     """
 
     def __init__(
@@ -81,14 +82,16 @@ class ChunkTestLoop(TestLoop):
         return dict(device=kind, threads=self.threads, precision=self.precision, chunk_size=self.chunk_size)
 
     def run(self) -> dict:
-        """Tests; metrics are over the chunks that were computed."""
+        """Tests; nothing is measured, as a run may compute a part of the chunks alone."""
         runner, before = self.runner, torch.get_num_threads()
+        if self.evaluator.metrics:
+            raise ValueError('ChunkTestLoop: an export measures nothing. Leave out --out, and set test_evaluator = [].')
         runner.call_hook('before_test')
         rank, processes = get_dist_info()
         given, self.dataloader = self.dataloader, self._chunk_loader(self.todo[rank::processes])
         runner.call_hook('before_test_epoch')
         runner.model.eval()
-        total, faces = len(self.order), 0
+        total = len(self.order)
         done = total - sum(min(total - chunk * self.chunk_size, self.chunk_size) for chunk in self.todo)
         try:
             with tqdm(
@@ -96,14 +99,12 @@ class ChunkTestLoop(TestLoop):
             ) as bar:
                 in_flight = max(given.batch_size // self.chunk_size, 1)
                 for number, (batch, outputs) in enumerate(self._computed(in_flight)):
-                    self.evaluator.process(data_samples=outputs, data_batch=batch)
                     runner.call_hook('after_test_iter', batch_idx=number, data_batch=batch, outputs=outputs)
-                    faces += len(outputs)
                     bar.update(min(len(batch['notes']) * processes, total - bar.n))  # all are as far
         except RuntimeError as error:
             if 'DataLoader worker' not in str(error):
                 raise
-            raise RuntimeError(
+            raise ChildProcessError(
                 'A process that reads faces ended by itself: it was killed, ran out of memory or crashed. What is '
                 'finished is kept: the same command goes on, with a smaller test_dataloader.num_workers where memory '
                 'was short.'
@@ -111,10 +112,9 @@ class ChunkTestLoop(TestLoop):
         finally:
             torch.set_num_threads(before)
             self.dataloader = given
-        metrics = self.evaluator.evaluate(faces)
-        runner.call_hook('after_test_epoch', metrics=metrics)
+        runner.call_hook('after_test_epoch', metrics={})
         runner.call_hook('after_test')
-        return metrics
+        return {}
 
     def _chunk_loader(self, chunks: Sequence[int]) -> DataLoader:
         """Reads whole chunks by the workers of the loader that was given."""

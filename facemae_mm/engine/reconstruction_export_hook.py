@@ -79,7 +79,8 @@ class ReconstructionExportHook(Hook):
     Raises:
         FileExistsError: The directory holds a release, or a part of one, of another model, mask or recipe.
         ValueError: A recipe that makes no release: normalised output, fresh masks, another loop or model.
-        RuntimeError: Chunks are missing at the end, or another process ended by itself.
+        ConnectionError: Another process ended by itself.
+        OSError: A full disk, and the like.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class ReconstructionExportHook(Hook):
         try:
             barrier()
         except RuntimeError as error:
-            raise RuntimeError(
+            raise ConnectionError(
                 f'Another process of this export ended by itself. What is finished is kept in {self.partial}: the same '
                 'command goes on.'
             ) from error
