@@ -372,7 +372,7 @@ class ReconstructionExportHook(Hook):
             places = range(start, min(start + self.chunk_size, len(self.plan)))
             chunk = start // self.chunk_size
             if not self.chunks.path(chunk).is_file():
-                raise RuntimeError(
+                raise FileNotFoundError(
                     f'Chunk {chunk} is missing in {self.partial}. The same command makes it and goes on.'
                 )
             encoded = self.chunks.read(chunk, len(places))
