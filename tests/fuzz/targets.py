@@ -1,5 +1,7 @@
 """What is fuzzed: genuine files, how they are built with a few wrong fields, and what reads them."""
 
+import copy
+import hashlib
 import io
 import json
 import math
@@ -16,6 +18,7 @@ import atheris
 import cv2
 import numpy as np
 
+from facemae_mm.datasets.face_mask import FaceMask
 from facemae_mm.datasets.face_source import open_faces
 from facemae_mm.datasets.ijb_protocol import IJBProtocol
 from facemae_mm.datasets.landmarks import read_landmarks
@@ -23,6 +26,11 @@ from facemae_mm.datasets.load_face import decode_face
 from facemae_mm.datasets.masked_dataset import decode_masked, encode_masked
 from facemae_mm.datasets.recordio import RecordWriter
 from facemae_mm.datasets.verification_pairs import read_pairs
+from facemae_mm.release.audit import read_audit
+from facemae_mm.release.card import draw_card
+from facemae_mm.release.check import check_release
+from facemae_mm.release.layouts import FolderShard, RecordShard
+from facemae_mm.release.manifest import read_manifest
 
 Provider = atheris.FuzzedDataProvider  # gives 0, and the first of a list, where its bytes are used up
 Files = dict[Path, bytes]
@@ -233,6 +241,89 @@ def fuzz_masked(folder: Path) -> Target:
     with RecordWriter(fuzzed / 'faces.rec', (16, 16)) as writer:
         writer.write(0, files[face])
     return target
+
+
+def described(folder: Path, layout: str, names: tuple[str, ...]) -> dict:
+    """A genuine release of three faces of two identities a shard, and its manifest."""
+    shards = []
+    for number, name in enumerate(names):
+        path = folder / name
+        path.mkdir(parents=True)
+        shard = FolderShard(path, '.png', 6) if layout == 'folders' else RecordShard(path, 16, 2 * number)
+        for label in (0, 0, 1):
+            shard.write(2 * number + label, picture('.png'))
+        about = dict(path=name, first_label=2 * number, identities=2, images=3, bytes=3 * len(picture('.png')))
+        shards.append(about | dict(sha256=shard.close()))
+    digest = 'a' * 64
+    return dict(
+        format='facemae-release',
+        version=1,
+        versions=dict(facemae_mm='1', torch='2', opencv='5'),
+        config=dict(model={}, pipeline=[]),
+        model_sha256=digest,
+        phi_sha256=None,
+        compute=dict(device='CPU', threads=1, precision='float32', chunk_size=64),
+        mask=FaceMask(patch_size=8, fresh=False, seed=0).describe(112),
+        paste_visible=False,
+        image=dict(format='png', quality=None, size=16),
+        layout=layout,
+        images=3 * len(names),
+        identities=2 * len(names),
+        images_by_identity=[2, 1] * len(names),
+        errors_skipped=0,
+        shards=shards,
+        samples=None,
+        originals='not checked',
+    )
+
+
+def fuzz_release(folder: Path) -> Target:
+    """Manifest, checksums and audit of a release; built: fields of a manifest, and lines of checksums that fit it."""
+    fuzzed, sharded = folder / 'fuzzed', folder / 'fuzzed_shards'
+    manifest = described(fuzzed, 'folders', ('.',))
+    shards = described(sharded, 'records', ('shard_00000', 'shard_00001'))
+    closeness = dict(images=1, minimum=1, quantile_01=1, median=1, quantile_99=1, maximum=1)
+    closeness = dict(own=closeness, other=dict(images=0))
+    originals = dict(phi_sha256='a' * 64, psnr=closeness, phi_similarity=closeness)
+    data = json.dumps(manifest).encode()
+    audit = dict(
+        release=hashlib.sha256(data).hexdigest(),
+        leakage=dict(R50=dict(top1_with=0.5, top1_with_lo=0.4, top1_with_hi=0.6, chance_top1_with=0.1)),
+        utility=dict(R50=dict(lfw=dict(accuracy=0.9, accuracy_lo=0.8, accuracy_hi=1, pairs=6000))),
+    )
+    files = {
+        fuzzed / 'manifest.json': data,
+        fuzzed / 'SHA256SUMS': (fuzzed / 'SHA256SUMS').read_bytes(),
+        fuzzed / 'audit.json': json.dumps(audit).encode(),
+        sharded / 'manifest.json': json.dumps(shards).encode(),
+    }
+    odd = [None, True, -1, 0, 2**53, 10**400, 1e300, 'x', '../x', '/etc', 'shard_00000', '.', [], {}, [[]], [{}]]
+
+    def build(fdp: Provider) -> Files:
+        made = json.loads(data) | dict(originals=mostly(fdp, 'not checked', originals))
+        lines = files[fuzzed / 'SHA256SUMS'].split(b'\n')
+        for _ in range(fdp.ConsumeIntInRange(0, 3)):
+            at = fdp.ConsumeIntInRange(0, len(lines) - 1)
+            names = [b'000000/000000.png', b'../x', b'/etc/passwd', b'x\0', b'\xff', b'.', b'0' * 300]
+            lines[at] = fdp.PickValueInList([lines[at], lines[0], b'', b'a' * 64 + b'  ' + fdp.PickValueInList(names)])
+        sums = b'\n'.join(lines)
+        made['shards'][0]['sha256']['SHA256SUMS'] = hashlib.sha256(sums).hexdigest()
+        for _ in range(fdp.ConsumeIntInRange(0, 3)):
+            node, key = made, fdp.PickValueInList(list(made))
+            while isinstance(node[key], dict | list) and node[key] and fdp.ConsumeBool():
+                node = node[key]
+                key = fdp.PickValueInList(list(node) if isinstance(node, dict) else list(range(len(node))))
+            node[key] = copy.deepcopy(fdp.PickValueInList(odd))
+        return {fuzzed / 'manifest.json': json.dumps(made).encode(), fuzzed / 'SHA256SUMS': sums}
+
+    def read(kind: int) -> None:
+        release = sharded if kind == 3 else fuzzed
+        found, name = read_manifest(release)
+        draw_card(found, name, read_audit(release, name) if kind == 2 else None)
+        read_all(release)
+        check_release(release)
+
+    return make_target(files, read, build)
 
 
 def fuzz_tables(folder: Path) -> Target:
