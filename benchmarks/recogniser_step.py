@@ -11,8 +11,6 @@ them: the accuracies of the sides may differ by less than those of the seeds.
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from mmpretrain.registry import MODELS, OPTIM_WRAPPERS
 from mmpretrain.structures import DataSample
-from side_by_side import PRINT_PEAK, print_ratio
+from side_by_side import Worker, print_ratio, serve
 from torch import Tensor, nn
 from train_step import count_flops, peak_flops, set_up
 
@@ -160,40 +158,21 @@ def build(kind: str, width: int = 64, dims: int = 512, classes: int = CLASSES, s
     return ours
 
 
-def serve(kind: str, batch: int) -> None:
-    """Takes a step for each line of the standard input and writes its seconds; at the end the peak memory, MiB."""
+def serve_steps(kind: str, batch: int) -> None:
+    """A side in a process of its own; a round is a step, its value the seconds."""
     set_up()
     if kind == 'Ours':
         reuse_freed_memory()  # as tools/train.py does where there is room
     side = build(kind)
     faces = torch.randint(0, 256, (batch, 3, 112, 112), dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (batch,))
-    for _ in sys.stdin:
+
+    def step() -> float:
         start = time.perf_counter()
         side.step(faces, labels)
-        print(time.perf_counter() - start, flush=True)
-    exec(PRINT_PEAK)
+        return time.perf_counter() - start
 
-
-class Worker:
-    """A side in a process of its own."""
-
-    def __init__(self, kind: str, batch: int) -> None:
-        command = [sys.executable, __file__, '--serve', kind, '--batch', str(batch)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __call__(self) -> float:
-        """Seconds of one more step."""
-        self.process.stdin.write('step\n')
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-    def close(self) -> float:
-        """Ends it; its peak memory, MiB."""
-        rest = self.process.communicate()[0]
-        if self.process.returncode:
-            raise subprocess.CalledProcessError(self.process.returncode, self.process.args)
-        return float(rest.split()[-1])
+    serve(step)
 
 
 def people(count: int, images: int, seed: int) -> Tensor:
@@ -247,7 +226,7 @@ def compare_steps(rounds: int = 5, batch: int = 32) -> list[str]:
     Returns:
         The line ``ratio recogniser_step_time VALUE``.
     """
-    workers = {kind: Worker(kind, batch) for kind in ('Ours', 'Peer')}
+    workers = {kind: Worker(__file__, '--serve', kind, '--batch', batch) for kind in ('Ours', 'Peer')}
     lines = [print_ratio('recogniser_step_time', workers['Ours'], workers['Peer'], rounds, digits=2)]
     print('  peak memory: ours {:,.0f} MiB, peer {:,.0f} MiB'.format(*(worker.close() for worker in workers.values())))
     side, faces = build('Peer'), torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
@@ -272,7 +251,7 @@ def main() -> None:
     parser.add_argument('--serve', choices=['Ours', 'Peer'], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(args.serve, args.batch)
+        return serve_steps(args.serve, args.batch)
     set_up()
     native = native_bfloat16('cpu')
     print(f'{torch.get_num_threads()} threads; this processor multiplies {"" if native else "no "}bfloat16')
