@@ -28,14 +28,14 @@ with atheris.instrument_imports(include=['facemae_mm']):
 
 #: Inputs of each target by default: 1,200,000 in all.
 RUNS = dict(
-    rec=225_000,
+    rec=240_000,
     idx=100_000,
-    bin=225_000,
+    bin=240_000,
     pairs=150_000,
     ijb=50_000,
     zip=120_000,
     masked=100_000,
-    release=50_000,
+    release=20_000,
     tables=60_000,
     image=120_000,
 )
