@@ -4,7 +4,6 @@ import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Semaphore
 
 import numpy as np
 import torch
@@ -131,13 +130,12 @@ class ChunkTestLoop(TestLoop):
         """Batches of the chunk loader and their outputs, in order, a few ahead of what was taken."""
         at_once = in_flight if self.device.type != 'cpu' else max(min(in_flight, own_cores() // self.threads), 1)
         model = self.runner.model.module if is_model_wrapper(self.runner.model) else self.runner.model
-        computing = Semaphore(at_once)
 
         @torch.no_grad()
         def compute(batch: dict | None) -> list[DataSample]:
             if batch is None:
                 return []
-            with computing, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bfloat16'):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bfloat16'):
                 return model.test_step(batch)
 
         def finished(future: Future, chunk: int, batch: dict | None, notes: list[str]):
@@ -146,7 +144,8 @@ class ChunkTestLoop(TestLoop):
             return batch | dict(chunk=chunk, notes=notes), future.result()[:read]
 
         torch.set_num_threads(self.threads)
-        pool = ThreadPoolExecutor(in_flight, initializer=torch.set_num_threads, initargs=(self.threads,))
+        # no more threads than compute: each keeps freed memory of its own
+        pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(self.threads,))
         ahead: deque = deque()
         try:
             for chunk, batch, notes in self.dataloader:
