@@ -568,7 +568,7 @@ def at(manifest, path):
         'mask.patch_size': [0],
         'mask.regions.0': ['ears', 5],
         'mask.region_only': ['no', 0],
-        'mask.commitment': ['secret', None],
+        'mask.commitment': ['secret', None, 'a' * 64 + '\n'],
         'mask.public_seed': ['seed', 0.5],
         'paste_visible': [0, None],
         'image.format': ['webp'],
