@@ -17,6 +17,7 @@ that what is released compresses as a picture does and not as noise.
 
 import argparse
 import contextlib
+import gc
 import io
 import shutil
 import tempfile
@@ -97,6 +98,7 @@ class Export:
         """Faces a second."""
         if self.count:
             shutil.rmtree(self.release)
+            gc.collect()  # the last round's model
         self.count += 1
         self.release = self.folder / f'release_{self.count}'
         recipe, weights, options = self.settings
@@ -135,7 +137,7 @@ class Forward:
         pipeline = cfg.test_dataloader.dataset.pipeline
         pipeline[1] = dict(pipeline[1], secret=None, seed=0)
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
-        samples = default_faces(dataset, images)
+        samples = stack_faces(dataset, images)
         data = self.model.data_preprocessor(samples)
         self.inputs, self.masks = data['inputs'], self.model.stack_masks(data['data_samples'])
 
@@ -152,7 +154,7 @@ class Forward:
         return count / (time.perf_counter() - start)
 
 
-def default_faces(dataset: torch.utils.data.Dataset, images: int) -> dict:
+def stack_faces(dataset: torch.utils.data.Dataset, images: int) -> dict:
     """A batch of faces of a dataset, from the first on, again and again where it has fewer."""
     samples = [dataset[number % len(dataset)] for number in range(images)]
     return dict(
@@ -348,7 +350,7 @@ def print_plan(rate: float, merging: float, released: Sequence[Path], sources: S
     known = bytes_a_face([cv2.imdecode(np.frombuffer(face, np.uint8), cv2.IMREAD_COLOR) for face in sources])
     print(f'\nPlan for {PLANNED:,} faces, reckoned from the numbers above and not run:')
     print(f'  time: {hours:,.0f} hours here; {PLANNED / 3600:,.0f} / (N · R) hours on N devices of R faces a second')
-    print(f'  of which merging, by one process whatever N: {merge:.1f} hours, {merging * 1e6:.0f} µs a face')
+    print(f'  and merging, by one process whatever N: at most {merge:.1f} hours ({merging * 1e6:.0f} µs a face here)')
     for kind, size, source in zip(('PNG', 'JPEG 95'), sizes, known, strict=True):
         print(
             f'  disk, {kind}: {PLANNED * size / 1e9:,.0f} GB at {size:,.0f} bytes a face released here (the source '
@@ -376,7 +378,7 @@ def main() -> None:
     add = parser.add_argument
     add('--images', type=int, default=256, help='faces in an export, multiples of 128 fill two cores (%(default)s)')
     add('--peer-images', type=int, default=128, help='faces in a round of each peer (%(default)s)')
-    add('--small-images', type=int, default=2048, help="faces in an export by the demo's network (%(default)s)")
+    add('--small-images', type=int, default=1024, help="faces in an export by the demo's network (%(default)s)")
     add('--memory-images', type=int, default=2000, help='faces of memory_growth, and four times these (%(default)s)')
     add('--rounds', type=int, default=3, help='of each side, at least 3 (%(default)s)')
     add('--faces', help='a set of aligned 112×112 faces, of which the first are taken, in place of synthetic ones')
