@@ -40,6 +40,7 @@ from train_step import count_flops, peak_flops, set_up
 from facemae_mm.config import load_config
 from facemae_mm.datasets import open_faces
 from facemae_mm.datasets.recordio import RecordWriter
+from facemae_mm.engine.chunk_test_loop import CPU_CHUNK, GPU_CHUNK
 from facemae_mm.precision import native_bfloat16
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -344,7 +345,7 @@ def bytes_a_face(pictures: Sequence[np.ndarray]) -> list[float]:
 
 def print_plan(rate: float, merging: float, released: Sequence[Path], sources: Sequence[bytes]) -> None:
     """What an export of 42 million faces would take."""
-    chunk = open_recipe('export_casia', {}).test_cfg.chunk_size
+    chunk = GPU_CHUNK if torch.cuda.is_available() else CPU_CHUNK
     hours, merge = PLANNED / rate / 3600, PLANNED * merging / 3600
     sizes = bytes_a_face([cv2.imread(str(path)) for path in released])
     known = bytes_a_face([cv2.imdecode(np.frombuffer(face, np.uint8), cv2.IMREAD_COLOR) for face in sources])

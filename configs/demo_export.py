@@ -23,6 +23,6 @@ test_dataloader = dict(
         ],
     ),
 )
-test_cfg = dict(type='ChunkTestLoop', chunk_size=32)
+test_cfg = dict(type='ChunkTestLoop')
 test_evaluator = []
 custom_hooks = [dict(type='ReconstructionExportHook', out_dir=release_dir)]

@@ -51,7 +51,7 @@ test_dataloader = dict(
         ],
     ),
 )
-test_cfg = dict(type='ChunkTestLoop', chunk_size=64, threads=1)
+test_cfg = dict(type='ChunkTestLoop')
 test_evaluator = []
 env_cfg = dict(dist_cfg=dict(timeout=7 * 24 * 3600))  # the first process waits for the last one's faces
 

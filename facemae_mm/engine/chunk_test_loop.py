@@ -19,6 +19,9 @@ from tqdm import tqdm
 from ..launch import own_cores
 from ..precision import native_bfloat16
 
+#: Faces in a chunk: what a core computes fastest, and what keeps a GPU busy.
+CPU_CHUNK, GPU_CHUNK = 16, 128
+
 
 @LOOPS.register_module()
 class ChunkTestLoop(TestLoop):
@@ -36,7 +39,7 @@ class ChunkTestLoop(TestLoop):
         runner: Of the test; its model has `test_step`.
         dataloader: Its dataset, collate_fn, num_workers and batch_size are taken; the order is `order`.
         evaluator: Of no metrics.
-        chunk_size: Faces in a chunk.
+        chunk_size: Faces in a chunk; None takes `CPU_CHUNK` or `GPU_CHUNK`.
         threads: Threads that compute a chunk on a CPU.
         precision: 'float32' or 'bfloat16'; None takes bfloat16 where the device multiplies it itself.
 
@@ -54,7 +57,7 @@ class ChunkTestLoop(TestLoop):
         runner: Runner,
         dataloader: DataLoader | dict,
         evaluator: Evaluator | dict | list,
-        chunk_size: int = 64,
+        chunk_size: int | None = None,
         threads: int = 1,
         precision: str | None = None,
         fp16: bool = False,
@@ -62,6 +65,8 @@ class ChunkTestLoop(TestLoop):
         super().__init__(runner, dataloader, evaluator)
         if fp16:
             raise ValueError("ChunkTestLoop: --amp does not say which precision. Set test_cfg.precision='bfloat16'.")
+        self.device = next(runner.model.parameters()).device
+        chunk_size = chunk_size if chunk_size is not None else CPU_CHUNK if self.device.type == 'cpu' else GPU_CHUNK
         if min(chunk_size, threads) < 1 or precision not in (None, 'float32', 'bfloat16'):
             raise ValueError(
                 f'ChunkTestLoop: {chunk_size=}, {threads=}, {precision=}. Numbers are 1 or more, and precision is '
@@ -69,7 +74,6 @@ class ChunkTestLoop(TestLoop):
             )
         self.chunk_size = chunk_size
         self.threads = threads
-        self.device = next(runner.model.parameters()).device
         self.precision = precision or ('bfloat16' if native_bfloat16(self.device) else 'float32')
         self.order = np.arange(len(self.dataloader.dataset))
         self.todo: Sequence[int] = range(-(-len(self.order) // chunk_size))
