@@ -330,8 +330,7 @@ def compare_memory(count: int, pictures: Sequence[bytes], folder: Path) -> str:
         (folder / name).mkdir()
         peaks.append(memory(write_records(folder / name / 'train.rec', pictures, faces), weights, folder / name))
     print(
-        f'memory_growth: {peaks[0]:,.0f} MiB for {count:,} faces, {peaks[1]:,.0f} MiB for {4 * count:,}; '
-        f'{(peaks[1] - peaks[0]) * 2**20 / (3 * count):+,.0f} bytes a face',
+        f'memory_growth: {peaks[0]:,.0f} MiB for {count:,} faces, {peaks[1]:,.0f} MiB for {4 * count:,}',
         flush=True,
     )
     return f'ratio memory_growth {peaks[1] / peaks[0]:.3f}'
