@@ -26,6 +26,7 @@ from torch.utils.data import get_worker_info
 
 from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces
 from facemae_mm.datasets.resumable import sha256_file
+from facemae_mm.engine import reconstruction_export_hook
 from facemae_mm.launch import init_distributed
 from facemae_mm.release.check import check_release
 from facemae_mm.release.manifest import read_manifest
@@ -257,6 +258,14 @@ def test_shards_by_size_are_sets_by_themselves_and_one_together(repository, work
     check_release(release)
     data = FaceRecordDataset(str(release))
     assert len(data) == 16 and len(data.identities) == 4
+
+
+def test_records_whose_header_cannot_count_them_are_refused(repository, work, monkeypatch):
+    monkeypatch.setattr(reconstruction_export_hook, 'MOST_RECORDS', 16)
+    with pytest.raises(ValueError, match='a train.rec of 16 images .* Set shard_size'):
+        export(repository, work, 'release', layout='records')
+    assert not list(work.glob('release*'))
+    check_release(export(repository, work, 'release', layout='records', shard_size=1))
 
 
 def test_jpeg_of_224_with_samples(repository, work):

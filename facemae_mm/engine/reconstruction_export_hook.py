@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..datasets import FaceMask, open_faces
 from ..datasets.masked_dataset import MaskedSource
-from ..datasets.release_source import FOLDERS, FORMAT, LAYOUTS, MANIFEST, VERSION
+from ..datasets.release_source import FOLDERS, FORMAT, LAYOUTS, MANIFEST, RECORDS, VERSION
 from ..datasets.resumable import (
     PartialFolder,
     keys_digest,
@@ -51,6 +51,9 @@ LOG = 'export.log'
 
 #: OpenCV's file type and option of the quality, by format.
 FORMATS = dict(png=('.png', None), jpeg=('.jpg', cv2.IMWRITE_JPEG_QUALITY))
+
+#: Images of a `train.rec` that its header, two float32, can count.
+MOST_RECORDS = 1 << 24
 
 #: The most threads that encode and write, in each process.
 MOST_WRITERS = 8
@@ -181,6 +184,11 @@ class ReconstructionExportHook(Hook):
         self.plan = ReleasePlan.of(dataset, self.mask)
         loop.order = self.plan.order
         self.chunk_size = loop.chunk_size
+        if self.layout == RECORDS and self.shard_size is None and len(self.plan) >= MOST_RECORDS:
+            raise ValueError(
+                f'ReconstructionExportHook: a train.rec of {len(self.plan):,} images has a header that float32 does '
+                f'not hold ({MOST_RECORDS:,}), so trainers would read past its end. Set shard_size, such as 2e11 bytes.'
+            )
         self.head = self._describe(runner)
         self.chunks = ChunkFiles(self.partial / 'chunks')
         if self.model.paste_visible:
