@@ -24,11 +24,15 @@ from processes import PRELOAD, free_port, spawn
 from tiny import SMALL_FACEMAE, cfg_options, small_recipe, write_faces
 from torch.utils.data import get_worker_info
 
-from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces
-from facemae_mm.datasets.resumable import sha256_file
-from facemae_mm.engine import reconstruction_export_hook
+from facemae_mm.alignment import ARCFACE_TEMPLATE
+from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces, resumable
+from facemae_mm.datasets.landmarks import COLUMNS
+from facemae_mm.datasets.masking import mask_faces
+from facemae_mm.datasets.resumable import PartialFolder, sha256_file
+from facemae_mm.engine import ReconstructionExportHook, reconstruction_export_hook
 from facemae_mm.launch import init_distributed
 from facemae_mm.release.check import check_release
+from facemae_mm.release.chunk_files import ChunkFiles
 from facemae_mm.release.manifest import read_manifest
 
 SMALL = {key: value for key, value in SMALL_FACEMAE.items() if not key.startswith('train_')}
@@ -167,6 +171,12 @@ def test_what_would_spoil_a_release_is_refused(repository, work):
         Runner.from_cfg(cfg).test()
     with pytest.raises(ValueError, match='precision'):
         export(repository, work, 'release', **{'test_cfg.fp16': True})
+    cfg = recipe(repository, work / 'faces', work / 'release', work)
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[cfg.test_dataloader.dataset])
+    with pytest.raises(ValueError, match='the test dataset is a ConcatDataset'):
+        Runner.from_cfg(cfg).test()
+    with pytest.raises(ValueError, match='phi compares with originals'):
+        export(repository, work, 'release', **{'custom_hooks.0.phi': 'dlib'})
     for name, value in (('image_format', 'gif'), ('layout', 'tar'), ('on_error', 'ignore'), ('jpeg_quality', 0)):
         with pytest.raises(ValueError, match=value if isinstance(value, str) else 'quality=0'):
             export(repository, work, 'release', **{name: value})
@@ -193,6 +203,55 @@ def test_a_complete_release_is_left_alone_and_another_is_refused_with_the_differ
     shutil.rmtree(work / 'release.private')
     with pytest.raises(FileExistsError, match='release exists, and .*settings.json does not'):
         export(repository, work, 'release')
+
+
+def test_what_a_manifest_does_not_show_is_held_against_that_of_then(repository, work):
+    def landmarks(shift):
+        rows = [','.join(COLUMNS)]
+        for path in sorted((work / 'faces').glob('*/*.png')):
+            points = (ARCFACE_TEMPLATE + shift).ravel().tolist()
+            rows.append(','.join([path.relative_to(work / 'faces').as_posix(), *map(str, points)]))
+        (work / 'faces/landmarks5.csv').write_text('\n'.join(rows) + '\n')
+
+    def resized(interpolation, **options):
+        cfg = recipe(repository, work / 'faces', work / 'release', work, mask_regions='eyes', **options)
+        cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='Resize', scale=112, interpolation=interpolation))
+        Runner.from_cfg(cfg).test()
+
+    landmarks(0)
+    resized('nearest')
+    (work / 'secret').rename(work / 'moved')
+    resized('nearest', mask_secret=str(work / 'moved'))  # the same secret at another place
+    with pytest.raises(FileExistsError, match=r'config\.pipeline\.1\.interpolation: nearest then, bicubic now'):
+        resized('bicubic', mask_secret=str(work / 'moved'))
+    landmarks(3)
+    with pytest.raises(FileExistsError, match=r'with other settings: landmarks_sha256: \w{64} then, \w{64} now\. '):
+        resized('nearest', mask_secret=str(work / 'moved'))
+    manifest = (work / 'release/manifest.json').read_text()
+    assert 'nearest' not in manifest and 'landmarks_sha256' not in manifest
+
+
+def test_random_weights_do_not_go_on_by_others(repository, work):
+    cfg = recipe(repository, work / 'faces', work / 'release', work, load_from=None)
+    for seed in (0, 0):
+        cfg.randomness = dict(seed=seed)
+        Runner.from_cfg(cfg).test()
+    cfg.randomness = dict(seed=1)
+    with pytest.raises(FileExistsError, match=r'with other settings: weights_sha256: \w{64} then, \w{64} now\. '):
+        Runner.from_cfg(cfg).test()
+
+
+def test_a_masked_dataset_with_another_mask_than_a_manifest_can_say_is_refused_at_once(repository, work):
+    mask_faces(
+        open_faces(work / 'faces'), work / 'masked', FaceMask(fresh=False, secret=str(work / 'secret')), workers=0
+    )
+    path = work / 'masked/facemasked.json'
+    info = json.loads(path.read_text())
+    del info['mask']['region_only']
+    path.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="mask: 'region_only' is a required property.*the masked dataset again"):
+        export(repository, work, 'release', faces='masked')
+    assert not list(work.glob('release*'))
 
 
 def test_a_release_that_was_begun_otherwise_is_refused(repository, work):
@@ -397,6 +456,71 @@ def test_a_damaged_chunk_is_named(repository, work):
     assert content(export(repository, work, 'release')) == content(first)
 
 
+def stop_before_merging(monkeypatch, repository, work, name, **options):
+    """An export that ends when all chunks are there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ReconstructionExportHook, '_assemble', lambda *_: pytest.fail('stopped'))
+        with pytest.raises(pytest.fail.Exception, match='stopped'):
+            export(repository, work, name, **options)
+    return sorted((work / f'{name}.partial/chunks').glob('*/*.npz'))
+
+
+def test_a_chunk_of_another_export_is_named(repository, work, monkeypatch):
+    """A process that its launcher did not end writes on while another export was begun in the same place."""
+    first = content(export(repository, work, 'first'))
+    chunk = stop_before_merging(monkeypatch, repository, work, 'other', mask_ratio=0.5)[2]
+    there = stop_before_merging(monkeypatch, repository, work, 'release')[2]
+    shutil.copy(chunk, there)
+    with pytest.raises(ValueError, match=f'{there.name} was written by a process of another export'):
+        export(repository, work, 'release')
+    there.unlink()
+    assert content(export(repository, work, 'release')) == first
+
+
+def test_a_lost_chunk_is_said_without_another_remedy(repository, work, monkeypatch):
+    chunk = stop_before_merging(monkeypatch, repository, work, 'release')[2]
+    chunk.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkFiles, 'written', lambda self, chunks: np.ones(chunks, bool))  # lost after it was seen
+        with pytest.raises(ValueError, match=r'^Chunk 2 is missing in .*The same command makes it and goes on\.$'):
+            export(repository, work, 'release')
+    check_release(export(repository, work, 'release'))
+
+
+def test_faces_left_out_before_are_not_left_out_without_a_word(repository, work, monkeypatch):
+    first = content(export(repository, work, 'first'))
+    whole = (work / 'faces/person_1/2.png').read_bytes()
+    (work / 'faces/person_1/2.png').write_bytes(b'no picture')
+    stop_before_merging(monkeypatch, repository, work, 'release', on_error='skip')
+    (work / 'faces/person_1/2.png').write_bytes(whole)
+    with pytest.raises(
+        ValueError, match=r'person_1/2 .*left out before, with on_error=skip.*delete .*\.npz'
+    ) as refused:
+        export(repository, work, 'release')
+    next(path for path in work.glob('release.partial/chunks/*/*.npz') if str(path) in str(refused.value)).unlink()
+    assert content(export(repository, work, 'release')) == first
+
+
+def test_only_the_owner_can_look_into_what_is_begun(repository, work, monkeypatch):
+    stop_before_merging(monkeypatch, repository, work, 'release')
+    for path in (work / 'release.partial').iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    assert stat.S_IMODE((work / 'release.private/settings.json').stat().st_mode) == 0o600
+
+
+def test_a_run_that_ends_while_another_begins_is_seen(tmp_path, monkeypatch):
+    other = PartialFolder(tmp_path / 'release', dict(a=1), accept_complete=True)
+    lock = resumable._lock
+
+    def late(path):
+        other.finish()
+        return lock(path)
+
+    monkeypatch.setattr(resumable, '_lock', late)
+    found = PartialFolder(tmp_path / 'release', dict(a=1), accept_complete=True)
+    assert found.complete and not found.path.exists()
+
+
 def test_a_full_disk_is_said_and_what_is_finished_is_kept(repository, work):
     first = content(export(repository, work, 'first'))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -409,6 +533,14 @@ def test_a_full_disk_is_said_and_what_is_finished_is_kept(repository, work):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not (work / 'release').exists()
     assert content(export(repository, work, 'release')) == first
+    sheet = export(repository, work, 'sheet', samples=16) / 'samples.png'
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sheet.stat().st_size - 1, limits[1]))  # chunks are smaller
+    try:
+        with pytest.raises(OSError, match='the same command goes on'):
+            export(repository, work, 'cut', samples=16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (work / 'cut').exists()
 
 
 def test_faces_that_cannot_be_read_are_left_out_and_counted(repository, work):
@@ -445,8 +577,12 @@ def test_two_runs_at_once_are_refused(repository, many):
     process = start(repository, many, 'release')
     while not (many / 'release.partial').exists() and process.is_alive():
         time.sleep(0.01)
-    with pytest.raises(FileExistsError, match='Another process is at work on .*release.private'):
-        export(repository, many, 'release')
+    os.kill(process.pid, signal.SIGSTOP)  # or it may end before the other one begins
+    try:
+        with pytest.raises(FileExistsError, match='Another process is at work on .*release.private'):
+            export(repository, many, 'release')
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
     process.join()
     assert process.exitcode == 0 and (many / 'release').exists()
 
@@ -476,8 +612,8 @@ def test_bytes_do_not_depend_on_batch_size_and_workers(repository, work):
         assert content(export(repository, work, f'release {number}', **options)) == whole
 
 
-def export_by_processes(repository, work, name):
-    cfg = recipe(repository, work / 'faces', work / name, work)
+def export_by_processes(repository, work, name, **options):
+    cfg = recipe(repository, work / 'faces', work / name, work, **options)
     cfg.launcher = 'pytorch'
     init_distributed(cfg, 'pytorch')
     Runner.from_cfg(cfg).test()
@@ -488,6 +624,27 @@ def test_bytes_do_not_depend_on_the_number_of_processes(repository, work, proces
     whole = content(export(repository, work, 'whole'))
     spawn(export_by_processes, processes, repository, work, 'release')
     assert content(work / 'release') == whole and links(work, 'release') == links(work, 'whole')
+
+
+def export_by_its_own_secret(repository, work):
+    export_by_processes(repository, work, 'release', mask_secret=str(work / f'secret_{os.environ["RANK"]}'))
+
+
+def test_processes_that_see_different_things_are_refused(repository, work):
+    with pytest.raises(
+        Exception, match=r'Process 1 of this export sees .* mask\.commitment: \w{64} there, \w{64} here'
+    ):
+        spawn(export_by_its_own_secret, 2, repository, work)
+    assert not list(work.glob('release*'))
+
+
+def export_refused_by_one(repository, work):
+    export_by_processes(repository, work, 'release', **{'model.head.norm_pix': os.environ['RANK'] == '1'})
+
+
+def test_what_another_process_refuses_is_said_by_the_first(repository, work):
+    with pytest.raises(Exception, match=r'Process 0 terminated[\s\S]*head\.norm_pix must be False'):
+        spawn(export_refused_by_one, 2, repository, work)
 
 
 def test_other_processes_go_on_where_one_was_killed(repository, many):

@@ -223,7 +223,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, faces, mask, monkeypat
     assert not (tmp_path / 'masked.partial').exists()
 
 
-@pytest.mark.parametrize('step', range(9))
+@pytest.mark.parametrize('step', range(10))
 def test_killed_at_each_step_of_the_end(tmp_path, faces, mask, monkeypatch, step):
     """Before the n-th file is written as a whole, or gets another name."""
     mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0)
@@ -244,8 +244,8 @@ def test_killed_at_each_step_of_the_end(tmp_path, faces, mask, monkeypatch, step
         mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
         os._exit(next(steps))
     status = os.waitpid(child, 0)[1]
-    assert os.WTERMSIG(status) == signal.SIGKILL if step < 8 else os.WEXITSTATUS(status) == 8  # nothing comes after
-    if step < 8:
+    assert os.WTERMSIG(status) == signal.SIGKILL if step < 9 else os.WEXITSTATUS(status) == 9  # nothing comes after
+    if step < 9:
         assert not (tmp_path / 'masked').exists()
         mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
     for kind in ('', '.private'):

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import runpy
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -656,6 +657,9 @@ def test_what_a_manifest_shows_of_a_recipe():
     assert redact(dict(a=[1, 2.5, None, True], b=['x', 1], c=float('nan'), d=FaceMask, e=(1, 2))) == dict(
         a=[1, 2.5, None, True], b=LEFT_OUT, c=LEFT_OUT, d='FaceMask', e=[1, 2]
     )
+    assert redact(dict(subset=dict(identities=[17, 3]), images=dict(part=0, of=2))) == dict(
+        subset=dict(identities=LEFT_OUT), images=dict(part=0, of=2)
+    )
     assert redact(dict(type=dict(source='MARK'), regions=[dict(secret='MARK')])) == dict(
         type=dict(source=LEFT_OUT), regions=[dict(secret=LEFT_OUT)]
     )
@@ -1260,7 +1264,7 @@ def test_closeness_in_a_manifest():
 
 
 def test_a_chunk_is_read_as_it_was_written(tmp_path):
-    chunks = ChunkFiles(tmp_path / 'chunks')
+    chunks = ChunkFiles(tmp_path / 'chunks', 'these settings')
     assert not chunks.written(3).any()
     closeness = np.arange(12, dtype=np.float32).reshape(3, 4)
     closeness[1] = np.nan
@@ -1274,10 +1278,13 @@ def test_a_chunk_is_read_as_it_was_written(tmp_path):
     (tmp_path / 'chunks/00000/00000002.npz.partial').touch()
     assert chunks.written(4).tolist() == [False, True, False, False]
     assert chunks.written(2000).nonzero()[0].tolist() == [1, 1234]
+    assert stat.S_IMODE((tmp_path / 'chunks').stat().st_mode) == 0o700  # notes name source faces
+    with pytest.raises(ValueError, match=r'00000001\.npz was written by a process of another export'):
+        ChunkFiles(tmp_path / 'chunks', 'other settings').read(1, 3)
 
 
 def test_damaged_chunks_are_named(tmp_path):
-    chunks = ChunkFiles(tmp_path)
+    chunks = ChunkFiles(tmp_path, '')
     rng = np.random.default_rng(0)
     images = [rng.bytes(200) for _ in range(3)]
     chunks.write(7, EncodedChunk(images, [''] * 3))
@@ -1296,7 +1303,7 @@ def test_damaged_chunks_are_named(tmp_path):
         dict(images=np.zeros(3, np.uint8), sizes=np.array([1, 1, 1])),
         dict(images=np.array([print, 1, 2]), sizes=np.array([1, 1, 1]), notes=np.array([''] * 3)),
     ):
-        np.savez(path, **arrays)
+        np.savez(path, made_by=np.array(''), **arrays)
         with pytest.raises(ValueError, match=message):
             chunks.read(7, 3)
     for place in rng.integers(0, len(whole), 60):  # a flipped byte is found, or changed nothing

@@ -55,6 +55,8 @@ class FaceRecordDataset(Dataset):
     Attributes:
         identities: Name of each label.
         labels: (N,) int64 in 0 … C − 1.
+        landmarks: (images of the source, 5, 2) float32, NaN where unknown; None where no transform asks for them, or
+            the set has no table.
 
     Raises:
         FileNotFoundError: The source does not exist.
@@ -89,7 +91,7 @@ class FaceRecordDataset(Dataset):
             )
         self._select(subset, images)
         needed = any(getattr(transform, 'needs_landmarks', False) for transform in self.pipeline.transforms)
-        self._landmarks = read_landmarks(self.source) if needed else None
+        self.landmarks = read_landmarks(self.source) if needed else None
         self.on_error = on_error
         # In shared memory, so that persistent workers see set_epoch, and what they skip is seen.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -154,8 +156,8 @@ class FaceRecordDataset(Dataset):
         image, label = int(self.indices[idx]), int(self.labels[idx])
         key = self.source.keys[image]
         extra = {}
-        if self._landmarks is not None:
-            points = self._landmarks[image]
+        if self.landmarks is not None:
+            points = self.landmarks[image]
             extra['landmarks'] = None if np.isnan(points).any() else points
         return dict(
             **extra,

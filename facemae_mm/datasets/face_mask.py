@@ -60,6 +60,8 @@ def load_mask_secret(path: str | Path) -> bytes:
         draft = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'wb') as file:
             file.write(secrets.token_bytes(SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before anything that it decides about
         try:
             os.link(draft, path)  # fails where another process was first: then its secret counts
         except FileExistsError:

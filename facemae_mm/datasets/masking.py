@@ -1,7 +1,7 @@
 """From a set of faces to its masked dataset: the owner's side of the deployment (section 3.1)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +126,7 @@ class _Masker:
 
 
 def opaque_order(
-    mask: FaceMask, keys: Sequence[str], labels: np.ndarray, identities: Sequence[str]
+    mask: FaceMask, keys: Iterable[str], labels: np.ndarray, identities: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images identity by identity, both in the order of what only the owner can compute.
 
@@ -139,12 +139,19 @@ def opaque_order(
     Returns:
         The images in that order, and their labels renumbered from 0 by it, both (N,) int64.
     """
-    rank = np.argsort(np.argsort([mask.identity_pseudonym(name) for name in identities]))[labels]
-    digests = np.empty((len(keys), 2), '>u8')
-    for image, key in enumerate(keys):
-        digests[image] = np.frombuffer(bytes.fromhex(mask.image_pseudonym(key))[:16], '>u8')
-    order = np.lexsort((digests[:, 1], digests[:, 0], rank))
+    people = _first_bits(map(mask.identity_pseudonym, identities), len(identities))
+    rank = np.argsort(np.lexsort((people[:, 1], people[:, 0])))[labels]
+    images = _first_bits(map(mask.image_pseudonym, keys), len(labels))
+    order = np.lexsort((images[:, 1], images[:, 0], rank))
     return order, rank[order]
+
+
+def _first_bits(pseudonyms: Iterable[str], count: int) -> np.ndarray:
+    """The first 128 bits of so many hexadecimal digests, (count, 2) u64: millions of strings would take gigabytes."""
+    bits = np.empty((count, 2), '>u8')
+    for number, digest in enumerate(pseudonyms):
+        bits[number] = np.frombuffer(bytes.fromhex(digest)[:16], '>u8')
+    return bits
 
 
 def _write(

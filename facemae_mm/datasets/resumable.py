@@ -43,27 +43,32 @@ class PartialFolder:
         self.out = Path(out)
         self.path, self.private = (self.out.with_name(f'{self.out.name}.{kind}') for kind in ('partial', 'private'))
         file = self.private / SETTINGS
-        self.complete = self.out.exists()
-        if self.complete and not accept_complete:
-            raise FileExistsError(f'{self.out} exists already. Name another folder, or delete it.')
-        self.begun = not self.complete and self.path.exists() and any(self.path.iterdir())
-        if (self.begun or self.complete) and not file.is_file():
-            fault = f'{self.path} holds something else' if self.begun else f'{self.out} exists, and {file} does not'
-            raise FileExistsError(f'{fault}. Name another folder, or move it away.')
+        self._look(accept_complete)  # what is refused leaves nothing behind
         self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock(self.private / LOCK)
+        self._look(accept_complete)  # another process may have been at work until now
         if self.begun or self.complete:
             self._compare(json.loads(file.read_text(encoding='utf-8')), json.loads(json.dumps(settings)))
         if self.complete:
             shutil.rmtree(self.path, ignore_errors=True)  # where `finish` was interrupted
         elif not self.begun:
-            with _open_private(file, 'w') as handle:
+            with whole_file(file, 'x', private=True) as handle:  # on the disk before any of the content
                 handle.write(json.dumps(settings))
             self.path.mkdir(exist_ok=True)
 
+    def _look(self, accept_complete: bool) -> None:
+        """How far the work is; refuses what is not of this origin."""
+        self.complete = self.out.exists()
+        if self.complete and not accept_complete:
+            raise FileExistsError(f'{self.out} exists already. Name another folder, or delete it.')
+        self.begun = not self.complete and self.path.exists() and any(self.path.iterdir())
+        file = self.private / SETTINGS
+        if (self.begun or self.complete) and not file.is_file():
+            fault = f'{self.path} holds something else' if self.begun else f'{self.out} exists, and {file} does not'
+            raise FileExistsError(f'{fault}. Name another folder, or move it away.')
+
     def _compare(self, before: dict, now: dict) -> None:
-        pairs = {key: (before.get(key), now.get(key)) for key in sorted({*before, *now})}
-        changed = [f'{key}: {then} then, {new} now' for key, (then, new) in pairs.items() if then != new]
+        changed = [f'{key}: {then} then, {new} now' for key, (then, new) in differences(before, now).items()]
         if changed:
             place, verb = (self.out, 'made') if self.complete else (self.path, 'begun')
             raise FileExistsError(
@@ -106,13 +111,18 @@ class PartialFolder:
 
 def _lock(path: Path) -> TextIO:
     """A file that this process alone holds until it closes it or ends; processes that it forks do not hold it."""
-    file = _open_private(path, 'a')
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    while True:
+        file = _open_private(path, 'a')
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:  # the process that held it removed it between the two, so it is no lock any more
+            pass
+        except BlockingIOError:
+            file.close()
+            raise FileExistsError(f'Another process is at work on {path.parent}. Wait for it, or end it.') from None
         file.close()
-        raise FileExistsError(f'Another process is at work on {path.parent}. Wait for it, or end it.') from None
-    return file
 
 
 @contextmanager
@@ -179,6 +189,12 @@ def write_private(path: Path, rows: Iterable[Sequence]) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with whole_file(path, 'x', private=True) as file:
         csv.writer(file, lineterminator='\n').writerows(rows)
+
+
+def differences(before: dict, now: dict) -> dict[str, tuple]:
+    """Both values of each key in which settings differ; None of one that is absent."""
+    keys = sorted({*before, *now})
+    return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 
 
 def sha256_file(path: str | Path) -> str:

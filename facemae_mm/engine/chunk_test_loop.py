@@ -147,9 +147,14 @@ class ChunkTestLoop(TestLoop):
             batch = {key: value[:read] for key, value in (batch or dict(inputs=[], data_samples=[])).items()}
             return batch | dict(chunk=chunk, notes=notes), future.result()[:read]
 
+        def begin() -> None:
+            torch.set_num_threads(self.threads)
+            if self.device.type == 'cuda':  # a new thread's device is the first one, whatever the process's
+                torch.cuda.set_device(self.device)
+
         torch.set_num_threads(self.threads)
         # no more threads than compute: each keeps freed memory of its own
-        pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(self.threads,))
+        pool = ThreadPoolExecutor(at_once, initializer=begin)
         ahead: deque = deque()
         try:
             for chunk, batch, notes in self.dataloader:

@@ -1,6 +1,7 @@
 """Export: the released set of reconstructed faces, with manifest and card, and the links that the owner alone keeps."""
 
 import datetime
+import hashlib
 import json
 import logging
 import os
@@ -14,18 +15,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from mmengine.dist import barrier, broadcast_object_list, get_dist_info
+from mmengine.dist import all_gather_object, barrier, broadcast_object_list, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS, MODELS
 from tqdm import tqdm
 
-from ..datasets import FaceMask, open_faces
+from ..datasets import FaceMask, FaceRecordDataset, open_faces
 from ..datasets.masked_dataset import MaskedSource
 from ..datasets.release_source import FOLDERS, FORMAT, LAYOUTS, MANIFEST, RECORDS, VERSION
 from ..datasets.resumable import (
     PartialFolder,
+    differences,
     keys_digest,
     resumable_writing,
     sha256_file,
@@ -39,7 +41,7 @@ from ..release.card import draw_card
 from ..release.check import SAMPLES
 from ..release.chunk_files import ChunkFiles, EncodedChunk
 from ..release.layouts import ReleaseWriter
-from ..release.manifest import check_manifest, describe_config, manifest_text, versions
+from ..release.manifest import check_manifest, describe_config, flat, left_out_strings, manifest_text, versions
 from ..release.originals import OriginalsCheck, summarise
 from ..release.plan import ReleasePlan
 from .chunk_test_loop import ChunkTestLoop
@@ -110,6 +112,10 @@ class ReconstructionExportHook(Hook):
                 f'ReconstructionExportHook: {quality=} must be 1 to 100, {samples=} 0 or more, {shard_size=} bytes or '
                 'None.'
             )
+        if phi is not None and originals is None:
+            raise ValueError(
+                'ReconstructionExportHook: phi compares with originals. Give them too (--originals FACES).'
+            )
         self.release = Path(out_dir)
         self.image_format = image_format
         self.quality = quality if image_format == 'jpeg' else None
@@ -122,6 +128,7 @@ class ReconstructionExportHook(Hook):
 
         self.phi_sha256 = None
         self._folder: PartialFolder | None = None  # of the first process
+        self._phi: torch.nn.Module | None = None
         self._check: OriginalsCheck | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._writing: deque[Future] = deque()
@@ -177,6 +184,41 @@ class ReconstructionExportHook(Hook):
     # Before ------------------------------------------------------------------------------------------------------
 
     def _prepare(self, runner: Runner) -> None:
+        """What all processes agree on, then what is still to come."""
+        try:
+            own: dict | Exception = self._settle(runner)
+        except (OSError, ValueError) as error:
+            own = error
+        seen = all_gather_object(own)
+        if fault := next((found for found in seen if isinstance(found, Exception)), None):
+            raise fault
+        for rank, settings in enumerate(seen):
+            if changed := differences(seen[0], settings):
+                told = '; '.join(f'{key}: {first} there, {other} here' for key, (first, other) in changed.items())
+                raise ValueError(
+                    f'Process {rank} of this export sees something else than process 0: {told}. Give all of them the '
+                    'same faces, checkpoint, mask secret, programs and kind of device.'
+                )
+        loop = runner.test_loop
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+        self.chunks = ChunkFiles(self.partial / 'chunks', digest)
+        found = [self._begin(runner, own) if get_dist_info()[0] == 0 else None]
+        broadcast_object_list(found)
+        error, loop.todo = found[0]
+        if error is not None:
+            raise error
+        if len(loop.todo) and not self.partial.is_dir():
+            raise FileNotFoundError(
+                f'{self.partial} was made by the first process, and this machine ({socket.gethostname()}) does not see '
+                'it. Put the release on a file system that all machines share.'
+            )
+        if self._phi is not None and len(loop.todo):
+            self._check = OriginalsCheck(open_faces(self.originals), self.plan, self._phi, self.mask, self.chunk_size)
+        self._writers = min(own_cores(), MOST_WRITERS)
+        self._pool = ThreadPoolExecutor(self._writers, initializer=torch.set_num_threads, initargs=(loop.threads,))
+
+    def _settle(self, runner: Runner) -> dict:
+        """Gives every face its place, and says what decides about the bytes."""
         loop, dataset = runner.test_loop, runner.test_dataloader.dataset
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.mask = self._check_recipe(runner)
@@ -190,25 +232,22 @@ class ReconstructionExportHook(Hook):
                 f'not hold ({MOST_RECORDS:,}), so trainers would read past its end. Set shard_size, such as 2e11 bytes.'
             )
         self.head = self._describe(runner)
-        self.chunks = ChunkFiles(self.partial / 'chunks')
         if self.model.paste_visible:
             runner.logger.warning('paste_visible is on: this release holds the real pixels of every visible patch.')
-        phi = self._open_phi(runner) if self.originals else None
-        self.phi_used = None if phi is None else phi.sha256
-        found = [self._begin(runner) if get_dist_info()[0] == 0 else None]
-        broadcast_object_list(found)
-        error, loop.todo = found[0]
-        if error is not None:
-            raise error
-        if len(loop.todo) and not self.partial.is_dir():
-            raise FileNotFoundError(
-                f'{self.partial} was made by the first process, and this machine ({socket.gethostname()}) does not see '
-                'it. Put the release on a file system that all machines share.'
-            )
-        if phi is not None and len(loop.todo):
-            self._check = OriginalsCheck(open_faces(self.originals), self.plan, phi, self.mask, self.chunk_size)
-        self._writers = min(own_cores(), MOST_WRITERS)
-        self._pool = ThreadPoolExecutor(self._writers, initializer=torch.set_num_threads, initargs=(loop.threads,))
+        self._phi = self._open_phi(runner) if self.originals else None
+        self.phi_used = None if self._phi is None else self._phi.sha256
+        landmarks = None if isinstance(dataset.source, MaskedSource) else dataset.landmarks
+        settings = dict(flat(self.head)) | left_out_strings(runner.cfg)
+        settings |= dict(
+            weights_sha256=_weights_digest(self.model),
+            images=len(self.plan),
+            names_sha256=keys_digest(map(repr, self.plan.names(range(len(self.plan))))),
+            landmarks_sha256=None if landmarks is None else hashlib.sha256(landmarks.reshape(-1)).hexdigest(),
+            shard_size=self.shard_size,
+            samples=self.samples,
+            originals_phi_sha256=self.phi_used,
+        )
+        return json.loads(json.dumps(settings))
 
     def _check_recipe(self, runner: Runner) -> FaceMask:
         """The one mask of a recipe that can make a release."""
@@ -222,7 +261,13 @@ class ReconstructionExportHook(Hook):
                 f'ReconstructionExportHook: test_cfg makes a {type(runner.test_loop).__name__}, whose outputs depend '
                 "on batch size and processes. Set test_cfg = dict(type='ChunkTestLoop')."
             )
-        transforms = runner.test_dataloader.dataset.pipeline.transforms
+        dataset = runner.test_dataloader.dataset
+        if not isinstance(dataset, FaceRecordDataset):
+            raise ValueError(
+                f'ReconstructionExportHook: the test dataset is a {type(dataset).__name__}; a release is made of one '
+                'FaceRecordDataset.'
+            )
+        transforms = dataset.pipeline.transforms
         masks = [transform for transform in transforms if isinstance(transform, FaceMask)]
         if len(masks) != 1 or masks[0].fresh:
             raise ValueError(
@@ -239,7 +284,7 @@ class ReconstructionExportHook(Hook):
             if isinstance(source, MaskedSource)
             else self.mask.describe(round(self.model.backbone.num_patches**0.5) * self.mask.patch_size)
         )
-        return dict(
+        head = dict(
             format=FORMAT,
             version=VERSION,
             versions=versions(),
@@ -252,6 +297,8 @@ class ReconstructionExportHook(Hook):
             image=dict(format=self.image_format, quality=self.quality, size=self.model.output_size),
             layout=self.layout,
         )
+        check_manifest(json.loads(json.dumps(head)), 'The head of the manifest', whole=False)
+        return head
 
     def _open_phi(self, runner: Runner) -> torch.nn.Module:
         """The embedder that compares released faces with their originals."""
@@ -268,19 +315,11 @@ class ReconstructionExportHook(Hook):
                 raise ValueError(f"--originals: the recipe's φ is not at hand: {error} {remedy}") from error
         return phi.to(runner.test_loop.device).eval()
 
-    def _begin(self, runner: Runner) -> tuple[Exception | None, list[int]]:
+    def _begin(self, runner: Runner, settings: dict) -> tuple[Exception | None, list[int]]:
         """What forbids to begin or go on, and the chunks that are still to come."""
-        settings = dict(_flat(self.head))
-        settings |= dict(
-            images=len(self.plan),
-            names_sha256=keys_digest(map(repr, self.plan.names(range(len(self.plan))))),
-            shard_size=self.shard_size,
-            samples=self.samples,
-            originals_phi_sha256=self.phi_used,
-        )
         try:
             self._folder = PartialFolder(self.release, settings, accept_complete=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return error, []
         if self._folder.complete:
             self._folder.close()
@@ -380,14 +419,17 @@ class ReconstructionExportHook(Hook):
             places = range(start, min(start + self.chunk_size, len(self.plan)))
             chunk = start // self.chunk_size
             if not self.chunks.path(chunk).is_file():
-                raise FileNotFoundError(
-                    f'Chunk {chunk} is missing in {self.partial}. The same command makes it and goes on.'
-                )
+                raise ValueError(f'Chunk {chunk} is missing in {self.partial}. The same command makes it and goes on.')
             encoded = self.chunks.read(chunk, len(places))
             if encoded.closeness is not None:
                 closeness.append(encoded.closeness)
             rows = zip(places, self.plan.names(places), encoded.images, encoded.notes, strict=True)
             for place, (key, identity), image, note in rows:
+                if note and self.on_error == 'raise':  # a run before this one skipped it
+                    raise ValueError(
+                        f'{note} So it was left out before, with on_error=skip. Give that again, or delete '
+                        f'{self.chunks.path(chunk)}: the same command makes it anew and goes on.'
+                    )
                 if note:
                     skipped.append((key, note))
                     continue
@@ -410,14 +452,13 @@ class ReconstructionExportHook(Hook):
         )
 
 
-def _flat(node: object, key: str = '') -> Iterator[tuple[str, object]]:
-    """(dotted key, value) of nested dicts and lists."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) and node else None
-    if items is None:
-        yield key, node
-        return
-    for name, value in items:
-        yield from _flat(value, f'{key}.{name}' if key else str(name))
+def _weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's weights, wherever they come from."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _write_samples(path: Path, images: list[bytes]) -> dict | None:
@@ -428,5 +469,5 @@ def _write_samples(path: Path, images: list[bytes]) -> dict | None:
     columns = int(np.ceil(len(faces) ** 0.5))
     faces += [np.full_like(faces[0], 255)] * (-len(faces) % columns)
     rows = [np.hstack(faces[start : start + columns]) for start in range(0, len(faces), columns)]
-    cv2.imwrite(str(path), np.vstack(rows))
+    path.write_bytes(cv2.imencode(path.suffix, np.vstack(rows))[1].tobytes())  # cv2.imwrite is silent on a full disk
     return dict(images=len(images), sha256=sha256_file(path))

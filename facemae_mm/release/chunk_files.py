@@ -31,11 +31,14 @@ class ChunkFiles:
     """A folder of chunks, written by any process and read by one.
 
     Args:
-        folder: Where they lie; made with the first.
+        folder: Where they lie; made with the first, for the owner alone: notes name source faces.
+        made_by: What decides about them. A process of an export that its launcher did not end may still write, after
+            another one was begun in the same place: its chunks are not taken.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, made_by: str) -> None:
         self.folder = folder
+        self.made_by = made_by
 
     def path(self, chunk: int) -> Path:
         """The file of a chunk."""
@@ -52,7 +55,8 @@ class ChunkFiles:
     def write(self, chunk: int, encoded: EncodedChunk) -> None:
         """Writes a chunk; its bytes are on the disk when this returns."""
         path = self.path(chunk)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         closeness = {} if encoded.closeness is None else dict(closeness=encoded.closeness)
         with whole_file(path) as file:
             np.savez(
@@ -60,6 +64,7 @@ class ChunkFiles:
                 images=np.frombuffer(b''.join(encoded.images), np.uint8),
                 sizes=np.array([len(image) for image in encoded.images]),
                 notes=np.array(encoded.notes),
+                made_by=np.array(self.made_by),
                 **closeness,
             )
 
@@ -67,17 +72,23 @@ class ChunkFiles:
         """Reads a chunk of so many faces.
 
         Raises:
-            ValueError: It is damaged; with what to do.
+            ValueError: It is damaged, or of another export; with what to do.
         """
         path = self.path(chunk)
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 images, ends = arrays['images'].tobytes(), arrays['sizes'].cumsum().tolist()
                 notes, closeness = arrays['notes'].tolist(), arrays.get('closeness')
+                made_by = arrays['made_by'].item()
             if not len(ends) == len(notes) == faces or ends[-1] != len(images):
                 raise ValueError(f'it holds {len(ends)} faces, not {faces}')
         except Exception as error:  # damaged bytes raise whatever they lead to
             raise ValueError(
                 f'{path} is damaged: {error}. Delete it: the same command makes it anew and goes on.'
             ) from error
+        if made_by != self.made_by:
+            raise ValueError(
+                f'{path} was written by a process of another export, which was still running. See that none does, and '
+                'delete the file: the same command makes it anew and goes on.'
+            )
         return EncodedChunk([images[a:b] for a, b in zip([0, *ends], ends)], notes, closeness)

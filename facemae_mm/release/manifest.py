@@ -3,11 +3,14 @@
 import json
 import platform
 import re
+from collections.abc import Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import cv2
 import jsonschema
+import mmcv
 import mmengine
 import mmpretrain
 import numpy as np
@@ -29,12 +32,14 @@ LEFT_OUT = 'left out'
 def redact(node: object, key: str = '') -> object:
     """A part of a recipe as a manifest may show it: its structure, numbers, and strings under `SHOWN_STRINGS`.
 
-    Keys are shown where they may be names of parameters.
+    Keys are shown where they may be names of parameters, and nothing under `identities`.
 
     Args:
         node: Dict, list, or value.
         key: Under which it stands.
     """
+    if key == 'identities':  # a .rec names its people by numbers
+        return LEFT_OUT
     if isinstance(node, dict):
         return {
             str(name) if str(name).isidentifier() else LEFT_OUT: redact(value, str(name))
@@ -51,12 +56,38 @@ def redact(node: object, key: str = '') -> object:
     return node if key in SHOWN_STRINGS and isinstance(node, str) else LEFT_OUT
 
 
-def describe_config(config: Config) -> dict:
-    """The parts of a recipe that made a release, redacted."""
+def _parts(config: Config) -> dict:
+    """The parts of a recipe that made a release."""
     dataset = config.test_dataloader.dataset
     parts = dict(model=config.model, pipeline=dataset.pipeline)
     parts |= {key: dataset[key] for key in ('subset', 'images') if dataset.get(key) is not None}
-    return json.loads(json.dumps(redact(Config(parts).to_dict())))
+    return Config(parts).to_dict()
+
+
+def describe_config(config: Config) -> dict:
+    """The parts of a recipe that made a release, redacted."""
+    return json.loads(json.dumps(redact(_parts(config))))
+
+
+def left_out_strings(config: Config) -> dict[str, str]:
+    """Strings of these parts that `describe_config` leaves out and that may decide about faces, by dotted key.
+
+    For the owner alone. What the loss, the mask secret and the first weights are called decides about nothing.
+    """
+    return {
+        key: value
+        for key, value in flat(dict(config=_parts(config)))
+        if isinstance(value, str) and not re.search(r'\.(head\.loss|secret|init_cfg)(\.|$)', key)
+    }
+
+
+def flat(node: object, key: str = '') -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of nested dicts and lists."""
+    items = node.items() if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list | tuple) else ()
+    if not items:
+        yield key, node
+    for name, value in items:
+        yield from flat(value, f'{key}.{name}' if key else str(name))
 
 
 def versions() -> dict[str, str]:
@@ -71,6 +102,8 @@ def versions() -> dict[str, str]:
         mmpretrain=mmpretrain.__version__,
         numpy=np.__version__,
         opencv=cv2.__version__,
+        mmcv=mmcv.__version__,
+        simplejpeg=metadata.version('simplejpeg'),
     )
 
 
@@ -79,12 +112,13 @@ def _validator() -> jsonschema.protocols.Validator:
     return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding='utf-8')))
 
 
-def check_manifest(manifest: object, place: str | Path) -> None:
+def check_manifest(manifest: object, place: str | Path, whole: bool = True) -> None:
     """Holds a manifest against its schema.
 
     Args:
         manifest: As JSON holds it.
         place: What to call it in messages.
+        whole: False where keys may be missing yet.
 
     Raises:
         ValueError: The first thing that does not fit.
@@ -92,15 +126,15 @@ def check_manifest(manifest: object, place: str | Path) -> None:
     if isinstance(manifest, dict) and manifest.get('format') == FORMAT and isinstance(manifest.get('shards'), list):
         check_shards(manifest.get('version'), manifest['shards'], place)
     try:
-        error = next(_validator().iter_errors(manifest), None)
+        error = next((error for error in _validator().iter_errors(manifest) if whole or error.path), None)
         fault = None if error is None else f'{".".join(map(str, error.path)) or "the whole"}: {error.message[:300]}'
     except RecursionError:
         fault = 'it is too deep'
     if fault is not None:
-        raise ValueError(
-            f'{place} does not fit {SCHEMA.name}: {fault}. A manifest is final: get the release again from where it '
-            'comes.'
-        )
+        remedy = 'A manifest is final: get the release again from where it comes.'
+        if not whole:
+            remedy = 'Correct the recipe, or get the masked dataset again from where it comes.'
+        raise ValueError(f'{place} does not fit {SCHEMA.name}: {fault}. {remedy}')
 
 
 def manifest_text(manifest: dict) -> str:
