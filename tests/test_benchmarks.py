@@ -92,7 +92,7 @@ def test_export_prints_its_ratios(repository, tmp_path):
     assert all(float(value) > 0 for *_, value in lines)
     assert done.stdout.rstrip().endswith(' '.join(lines[-1])) and not done.stderr
     assert len(re.findall(r'ratio \d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\)', done.stdout)) == 3
-    assert 'GFLOP a face' in done.stdout and '656,250 chunk files of 64 faces' in done.stdout
+    assert 'GFLOP a face' in done.stdout and '2,625,000 chunk files of 16 faces' in done.stdout
     assert not list(tmp_path.iterdir())
 
 

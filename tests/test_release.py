@@ -27,6 +27,7 @@ from facemae_mm.datasets import FaceMask, FaceRecordDataset, open_faces
 from facemae_mm.datasets.release_source import MAX_MANIFEST
 from facemae_mm.datasets.resumable import sha256_file
 from facemae_mm.evaluation import RetrievalLeakage
+from facemae_mm.release import layouts
 from facemae_mm.release.audit import add_measurements, read_audit
 from facemae_mm.release.card import draw_card
 from facemae_mm.release.check import check_release
@@ -1001,6 +1002,15 @@ def test_a_shard_ends_with_the_identity_that_fills_it(tmp_path, layout, shard_si
     assert [label for _, label, _ in written] == np.repeat(range(6), counts).tolist()
     assert all(path.startswith(f'shard_{i:05d}/') for path, label, _ in written for i, s in enumerate(expected)
                if label in s['people'])  # fmt: skip
+
+
+def test_a_shard_of_records_has_no_more_faces_than_its_header_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(layouts, 'MOST_RECORDS', 8)
+    for layout, people in (('records', [2, 1, 3]), ('folders', [6])):
+        (tmp_path / layout).mkdir()
+        writer = ReleaseWriter(tmp_path / layout, layout, '.png', 112, 6, 10_000)
+        write_faces_by(writer, (3, 2, 4, 1, 1, 3), 10)
+        assert [shard['identities'] for shard in writer.shards] == people
 
 
 @pytest.mark.parametrize(('layout', 'shards'), LAYOUTS)

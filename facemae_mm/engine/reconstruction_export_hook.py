@@ -40,7 +40,7 @@ from ..release.audit import CARD
 from ..release.card import draw_card
 from ..release.check import SAMPLES
 from ..release.chunk_files import ChunkFiles, EncodedChunk
-from ..release.layouts import ReleaseWriter
+from ..release.layouts import MOST_RECORDS, ReleaseWriter
 from ..release.manifest import check_manifest, describe_config, flat, left_out_strings, manifest_text, versions
 from ..release.originals import OriginalsCheck, summarise
 from ..release.plan import ReleasePlan
@@ -53,9 +53,6 @@ LOG = 'export.log'
 
 #: OpenCV's file type and option of the quality, by format.
 FORMATS = dict(png=('.png', None), jpeg=('.jpg', cv2.IMWRITE_JPEG_QUALITY))
-
-#: Images of a `train.rec` that its header, two float32, can count.
-MOST_RECORDS = 1 << 24
 
 #: The most threads that encode and write, in each process.
 MOST_WRITERS = 8

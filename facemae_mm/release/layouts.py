@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from ..datasets.recordio import RecordWriter
-from ..datasets.release_source import FOLDERS
+from ..datasets.release_source import FOLDERS, RECORDS
 from ..datasets.resumable import sha256_file
 
 #: Of a shard of folders: a line for each face, as `sha256sum --check` takes it.
@@ -12,6 +12,9 @@ CHECKSUMS = 'SHA256SUMS'
 
 #: Of a shard of records.
 RECORD_FILES = ('train.rec', 'train.idx', 'property')
+
+#: Images of a `train.rec` that its header, two float32, can count.
+MOST_RECORDS = 1 << 24
 
 
 class FolderShard:
@@ -73,8 +76,9 @@ class RecordShard:
 class ReleaseWriter:
     """Faces in the order of the release, identity by identity, into shards.
 
-    A shard ends with the first identity after which it holds `shard_size` bytes of faces, so that nobody's faces are
-    torn apart; each is a set by itself, with labels that go on from shard to shard.
+    A shard ends with the first identity after which it holds `shard_size` bytes of faces, or, of records, half of
+    `MOST_RECORDS`, so that nobody's faces are torn apart; each is a set by itself, with labels that go on from shard to
+    shard.
 
     Args:
         folder: Empty; where the faces come to lie, or the shards `shard_00000`, …
@@ -113,7 +117,7 @@ class ReleaseWriter:
             Its path in the release, and its label.
         """
         if new_identity:
-            if self._shard is not None and self.shard_size and self.shards[-1]['bytes'] >= self.shard_size:
+            if self._shard is not None and self.shard_size and self._is_full(self.shards[-1]):
                 self._close_shard()
             self.images_by_identity.append(0)
         label = len(self.images_by_identity) - 1
@@ -131,6 +135,10 @@ class ReleaseWriter:
         """Completes the last shard."""
         if self._shard is not None:
             self._close_shard()
+
+    def _is_full(self, shard: dict) -> bool:
+        many = self.layout == RECORDS and shard['images'] >= MOST_RECORDS // 2
+        return many or shard['bytes'] >= self.shard_size
 
     def _open_shard(self, label: int) -> None:
         path = f'shard_{len(self.shards):05d}' if self.shard_size else '.'
