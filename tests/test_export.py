@@ -612,6 +612,17 @@ def test_bytes_do_not_depend_on_batch_size_and_workers(repository, work):
         assert content(export(repository, work, f'release {number}', **options)) == whole
 
 
+def test_what_a_pipeline_draws_does_not_depend_on_workers(repository, work):
+    releases = []
+    for workers in (0, 2):
+        name = f'release {workers}'
+        cfg = recipe(repository, work / 'faces', work / name, work, **{'test_dataloader.num_workers': workers})
+        cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='RandomFlip', prob=0.5))
+        Runner.from_cfg(cfg).test()
+        releases.append(content(work / name))
+    assert releases[0] == releases[1] != content(export(repository, work, 'plain'))
+
+
 def export_by_processes(repository, work, name, **options):
     cfg = recipe(repository, work / 'faces', work / name, work, **options)
     cfg.launcher = 'pytorch'

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..launch import own_cores
 from ..precision import native_bfloat16
+from ..randomness import keyed_generators
 
 #: Faces in a chunk: what a core computes fastest, and what keeps a GPU busy.
 CPU_CHUNK, GPU_CHUNK = 16, 128
@@ -185,9 +186,10 @@ class _Chunks(Dataset):
         chunk = self.chunks[number]
         start = chunk * self.size
         samples, notes = [], []
-        for item in self.order[start : start + self.size].tolist():
+        for place, item in enumerate(self.order[start : start + self.size].tolist(), start):
             try:
-                samples.append(self.faces[item])
+                with keyed_generators('chunk', place):  # a transform may draw, whichever worker it runs in
+                    samples.append(self.faces[item])
                 notes.append('')
             except (ValueError, OSError) as error:
                 notes.append(str(error) or repr(error))
