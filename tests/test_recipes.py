@@ -1,6 +1,7 @@
 """Every recipe parses, builds, and takes a step."""
 
 import argparse
+import inspect
 from collections import Counter
 
 import pytest
@@ -13,6 +14,7 @@ from tiny import SMALL_FACEMAE, small_recipe, write_faces
 
 import facemae_mm  # noqa: F401  registers the components
 from facemae_mm.command_line import add_options
+from facemae_mm.models import IRMLoss
 
 RECIPES = [
     'adaface_r50_casia',
@@ -51,6 +53,19 @@ def test_no_recipe_is_forgotten(repository):
 def test_says_how_to_get_what_it_needs(repository, name):
     cfg = small_recipe(repository, name)
     assert set(cfg.needs) <= set(cfg) and all(len(remedy) > 20 for remedy in cfg.needs.values())
+
+
+@pytest.mark.parametrize('name', [name for name in RECIPES if name.startswith(('facemae', 'irm', 'demo'))])
+def test_the_loss_undoes_the_normalisation_of_its_recipe(repository, name):
+    """Else `IRMTargetCheckHook` refuses its training."""
+    cfg = small_recipe(repository, name)
+    loss = cfg.model.get('head', {}).get('loss', {})
+    if loss.get('type') != 'IRMLoss':
+        return
+    shown = cfg.model.get('data_preprocessor') or cfg.data_preprocessor
+    defaults = inspect.signature(IRMLoss).parameters
+    for key in ('mean', 'std'):
+        assert list(loss.get(key, defaults[key].default)) == list(shown[key])
 
 
 @pytest.fixture
