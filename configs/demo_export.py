@@ -25,4 +25,7 @@ test_dataloader = dict(
 )
 test_cfg = dict(type='ChunkTestLoop')
 test_evaluator = []
-custom_hooks = [dict(type='ReconstructionExportHook', out_dir=release_dir)]
+custom_hooks = [
+    dict(type='ReconstructionExportHook', out_dir=release_dir),
+    dict(type='StartWeightsHook'),  # the checkpoint must fit
+]

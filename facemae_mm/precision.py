@@ -1,8 +1,18 @@
-"""Which devices multiply bfloat16."""
+"""Processors: which one this is, and which devices multiply bfloat16."""
 
 import platform
+from pathlib import Path
 
 import torch
+
+
+def processor_name() -> str:
+    """The processor by its maker's name, as far as the system tells it."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), platform.machine())
 
 
 def native_bfloat16(device: torch.device | str) -> bool:

@@ -1,6 +1,7 @@
 """The release: complete, opaque, reproducible, and blind to what the mask removed."""
 
 import csv
+import errno
 import json
 import multiprocessing
 import os
@@ -200,6 +201,11 @@ def test_a_complete_release_is_left_alone_and_another_is_refused_with_the_differ
         with pytest.raises(FileExistsError, match=f'release was made with other settings.*{message}'):
             export(repository, work, 'release', **{name: value})
     assert {path: path.stat().st_mtime_ns for path in release.rglob('*')} == before
+    release.rename(work / 'published')
+    with pytest.raises(FileExistsError, match='links.csv belongs to a release that is not at .*release any more'):
+        export(repository, work, 'release')
+    (work / 'published').rename(release)
+    export(repository, work, 'release')
     shutil.rmtree(work / 'release.private')
     with pytest.raises(FileExistsError, match='release exists, and .*settings.json does not'):
         export(repository, work, 'release')
@@ -406,6 +412,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(repository,
         if process.exitcode == 0:
             assert content(work / 'release') == whole and not partial.exists()
             shutil.rmtree(work / 'release')
+            shutil.rmtree(work / 'release.private')
             continue
         assert process.exitcode == -signal.SIGKILL
         kills += 1
@@ -585,6 +592,23 @@ def test_two_runs_at_once_are_refused(repository, many):
         os.kill(process.pid, signal.SIGCONT)
     process.join()
     assert process.exitcode == 0 and (many / 'release').exists()
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_failing_disk_ends_the_run_also_where_faces_may_be_left_out(repository, work, monkeypatch, workers):
+    read = FaceRecordDataset.__getitem__
+
+    def fail(self, item):
+        if item == 7:
+            raise OSError(errno.EIO, 'Input/output error')
+        return read(self, item)
+
+    options = {'test_dataloader.num_workers': workers, 'on_error': 'skip'}
+    monkeypatch.setattr(FaceRecordDataset, '__getitem__', fail)
+    with pytest.raises(OSError, match='Input/output error'):
+        export(repository, work, 'release', **options)
+    monkeypatch.setattr(FaceRecordDataset, '__getitem__', read)
+    assert read_manifest(export(repository, work, 'release', **options))[0]['errors_skipped'] == 0
 
 
 def test_a_killed_worker_is_said(repository, work, monkeypatch):

@@ -771,7 +771,7 @@ def test_a_card_says_what_a_reader_must_know(manifest):
     assert '3 shards: one folder an identity.' in card(shards=shards)
     assert '3 shards: `train.rec` with `.idx` and `property`' in card(shards=shards, layout='records')
     assert '`Train.rec`' not in card(layout='records')
-    assert '| model | `none: random weights` |' in card(model_sha256=None)
+    assert '| model | `no checkpoint was named` |' in card(model_sha256=None)
     assert ', 3 an identity;' in card(images_by_identity=[3, 3])
 
 

@@ -51,6 +51,7 @@ class ChunkTestLoop(TestLoop):
     Raises:
         ValueError: chunk_size or threads below 1, another precision, `fp16`, or metrics.
         ChildProcessError: A worker of the loader ended by itself.
+        OSError: A disk or a network failed.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class ChunkTestLoop(TestLoop):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bfloat16'):
                 return model.test_step(batch)
 
-        def finished(future: Future, chunk: int, batch: dict | None, notes: list[str]):
+        def finished(future: Future, chunk: int, batch: dict | None, notes: list[str]) -> tuple[dict, list[DataSample]]:
             read = notes.count('')
             batch = {key: value[:read] for key, value in (batch or dict(inputs=[], data_samples=[])).items()}
             return batch | dict(chunk=chunk, notes=notes), future.result()[:read]
@@ -159,6 +160,8 @@ class ChunkTestLoop(TestLoop):
         ahead: deque = deque()
         try:
             for chunk, batch, notes in self.dataloader:
+                if isinstance(batch, OSError):
+                    raise batch
                 ahead.append((pool.submit(compute, batch), chunk, batch, notes))
                 if len(ahead) > in_flight:
                     yield finished(*ahead.popleft())
@@ -181,8 +184,12 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, number: int) -> tuple[int, dict | None, list[str]]:
-        """A chunk's number, its batch (None where no face of it can be read), and a note for each face."""
+    def __getitem__(self, number: int) -> tuple[int, dict | OSError | None, list[str]]:
+        """A chunk's number, its batch (None where no face of it can be read), and a note for each face.
+
+        What a disk or a network could not do is no fault of a face. It is given in place of the batch, as an error that
+        is raised in a worker loses its words.
+        """
         chunk = self.chunks[number]
         start = chunk * self.size
         samples, notes = [], []
@@ -191,8 +198,10 @@ class _Chunks(Dataset):
                 with keyed_generators('chunk', place):  # a transform may draw, whichever worker it runs in
                     samples.append(self.faces[item])
                 notes.append('')
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 notes.append(str(error) or repr(error))
+            except OSError as error:
+                return chunk, error, []
         if not samples:
             return chunk, None, notes
         filling = [copy.deepcopy(samples[0]) for _ in range(self.size - len(samples))]

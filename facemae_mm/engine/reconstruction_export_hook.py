@@ -36,6 +36,7 @@ from ..datasets.resumable import (
 from ..launch import own_cores, refuse
 from ..models.face_mae import FaceMAE
 from ..open_embedder import open_embedder
+from ..precision import processor_name
 from ..release.audit import CARD
 from ..release.card import draw_card
 from ..release.check import SAMPLES
@@ -237,6 +238,7 @@ class ReconstructionExportHook(Hook):
         settings = dict(flat(self.head)) | left_out_strings(runner.cfg)
         settings |= dict(
             weights_sha256=_weights_digest(self.model),
+            processor=processor_name() if loop.device.type == 'cpu' else None,
             images=len(self.plan),
             names_sha256=keys_digest(map(repr, self.plan.names(range(len(self.plan))))),
             landmarks_sha256=None if landmarks is None else hashlib.sha256(landmarks.reshape(-1)).hexdigest(),
@@ -315,6 +317,12 @@ class ReconstructionExportHook(Hook):
     def _begin(self, runner: Runner, settings: dict) -> tuple[Exception | None, list[int]]:
         """What forbids to begin or go on, and the chunks that are still to come."""
         try:
+            links = self.release.with_name(f'{self.release.name}.private') / LINKS
+            if links.exists() and not self.release.exists() and not self.partial.exists():
+                raise FileExistsError(
+                    f'{links} belongs to a release that is not at {self.release} any more, and may be its only copy. '
+                    f'Move {links.parent} to where that release is, or delete it; or name another directory.'
+                )
             self._folder = PartialFolder(self.release, settings, accept_complete=True)
         except (OSError, ValueError) as error:
             return error, []

@@ -126,7 +126,7 @@ def draw_card(manifest: Mapping, name: str, audit: Mapping | None = None) -> str
             else f'**Masks were drawn by the public seed {mask["public_seed"]}**: who guesses the key of an image '
             'knows its mask. For tests and tables, not for publication.'
         ),
-        model=manifest['model_sha256'] or 'none: random weights',
+        model=manifest['model_sha256'] or 'no checkpoint was named',
         phi=manifest['phi_sha256'] or 'none recorded',
         device=compute['device'],
         precision=compute['precision'],

@@ -36,9 +36,17 @@ class ReleasePlan:
         Args:
             dataset: Faces to release.
             mask: Knows the secret.
+
+        Raises:
+            ValueError: A masked dataset in another order.
         """
         if isinstance(dataset.source, MaskedSource):
-            return cls(dataset, np.arange(len(dataset)), np.asarray(dataset.labels))
+            labels = np.asarray(dataset.labels)
+            if (labels[1:] < labels[:-1]).any():
+                raise ValueError(
+                    f'{dataset.source.path}: the faces of a person do not stand together. Mask the originals anew.'
+                )
+            return cls(dataset, np.arange(len(dataset)), labels)
         keys = dataset.source.keys
         if len(dataset) != len(keys):
             keys = (dataset.source.keys[int(image)] for image in dataset.indices)
