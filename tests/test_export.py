@@ -121,17 +121,22 @@ def test_links_are_the_owners_alone_and_true(repository, work):
         assert line['released_path'].startswith(f'{int(labels[line["source_label"]]):06d}/')
 
 
-def test_changing_every_removed_pixel_leaves_the_release_byte_identical(repository, work):
-    first = content(export(repository, work, 'first'))
-    shutil.copytree(work / 'faces', work / 'changed')
+def invert_removed(work, source, target):
+    """The set with every removed pixel changed."""
+    shutil.copytree(work / source, work / target)
     mask = FaceMask(fresh=False, secret=str(work / 'secret'))
-    for path in (work / 'changed').glob('*/*.png'):
+    for path in (work / target).glob('*/*.png'):
         img = cv2.imread(str(path))
-        key = path.relative_to(work / 'changed').with_suffix('').as_posix()
+        key = path.relative_to(work / target).with_suffix('').as_posix()
         removed = mask(dict(img=img, img_key=key))['mask'].reshape(14, 14).repeat(8, 0).repeat(8, 1) == 1
         assert removed.mean() == 0.75
         img[removed] = 255 - img[removed]
         cv2.imwrite(str(path), img)
+
+
+def test_changing_every_removed_pixel_leaves_the_release_byte_identical(repository, work):
+    first = content(export(repository, work, 'first'))
+    invert_removed(work, 'faces', 'changed')
     assert content(export(repository, work, 'second', faces='changed')) == first
     for path in (work / 'changed').glob('*/*.png'):
         cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
@@ -696,8 +701,10 @@ def test_other_processes_go_on_where_one_was_killed(repository, many):
 # Guards
 
 
-def test_pasted_pixels_are_loud(repository, work):
+def test_pasted_pixels_are_loud(repository, work, capfd):
     release = export(repository, work, 'release', **{'model.paste_visible': True})
+    printed = ''.join(capfd.readouterr())
+    assert 'this release holds the real pixels of every visible patch' in printed and 'holds real pixels' in printed
     assert read_manifest(release)[0]['paste_visible'] is True
     assert '**The visible patches of the real faces were pasted back' in (release / 'README.md').read_text()
     text = (work / 'release.private' / 'export.log').read_text()
@@ -726,18 +733,6 @@ def run(repository, work, *flags, **options):
         command(repository, work, *flags, **options), cwd=work, env=env, capture_output=True, text=True, timeout=300
     )
     return done.returncode, done.stdout + done.stderr
-
-
-def invert_removed(work, source, target):
-    """The set with every removed pixel changed."""
-    shutil.copytree(work / source, work / target)
-    mask = FaceMask(fresh=False, secret=str(work / 'secret'))
-    for path in (work / target).glob('*/*.png'):
-        img = cv2.imread(str(path))
-        key = path.relative_to(work / target).with_suffix('').as_posix()
-        removed = mask(dict(img=img, img_key=key))['mask'].reshape(14, 14).repeat(8, 0).repeat(8, 1) == 1
-        img[removed] = 255 - img[removed]
-        cv2.imwrite(str(path), img)
 
 
 def test_the_whole_command_is_blind_to_removed_pixels(repository, work):

@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import json
-import logging
 import os
 import shutil
 import socket
@@ -411,7 +410,7 @@ class ReconstructionExportHook(Hook):
             f'manifest SHA-256 {name}. Its links lie in {folder.private}: for you alone.'
         )
         if self.model.paste_visible:
-            runner.logger.log(logging.WARNING, f'{self.release} holds real pixels: paste_visible was on.')
+            runner.logger.warning(f'{self.release} holds real pixels: paste_visible was on.')
 
     def _release_faces(
         self, writer: ReleaseWriter, skipped: list, sheet: dict[int, bytes], closeness: list[np.ndarray]
