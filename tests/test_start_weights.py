@@ -282,5 +282,6 @@ def test_an_export_refuses_half_a_checkpoint_and_takes_the_peers_whole(repositor
             [*map(str, command), '--cfg-options', *cfg_options(options)], cwd=tmp_path, env=env, capture_output=True
         )
         codes.append((done.returncode, b'no decoder' in done.stderr))
-    assert codes == [(1, True), (0, False)]
+        assert b'Traceback' not in done.stderr
+    assert codes == [(2, True), (0, False)]
     assert len(list((tmp_path / 'out').rglob('*.png'))) == 4
