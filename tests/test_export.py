@@ -21,6 +21,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
 from processes import PRELOAD, free_port, spawn
 from tiny import SMALL_FACEMAE, cfg_options, small_recipe, write_faces
 from torch.utils.data import get_worker_info
@@ -657,8 +658,8 @@ def test_what_a_pipeline_draws_does_not_depend_on_workers(repository, work):
     assert releases[0] == releases[1] != content(export(repository, work, 'plain'))
 
 
-def export_by_processes(repository, work, name, **options):
-    cfg = recipe(repository, work / 'faces', work / name, work, **options)
+def export_by_processes(repository, work, name, options=None):
+    cfg = recipe(repository, work / 'faces', work / name, work, **options or {})
     cfg.launcher = 'pytorch'
     init_distributed(cfg, 'pytorch')
     Runner.from_cfg(cfg).test()
@@ -672,7 +673,7 @@ def test_bytes_do_not_depend_on_the_number_of_processes(repository, work, proces
 
 
 def export_by_its_own_secret(repository, work):
-    export_by_processes(repository, work, 'release', mask_secret=str(work / f'secret_{os.environ["RANK"]}'))
+    export_by_processes(repository, work, 'release', dict(mask_secret=str(work / f'secret_{os.environ["RANK"]}')))
 
 
 def test_processes_that_see_different_things_are_refused(repository, work):
@@ -684,7 +685,7 @@ def test_processes_that_see_different_things_are_refused(repository, work):
 
 
 def export_refused_by_one(repository, work):
-    export_by_processes(repository, work, 'release', **{'model.head.norm_pix': os.environ['RANK'] == '1'})
+    export_by_processes(repository, work, 'release', {'model.head.norm_pix': os.environ['RANK'] == '1'})
 
 
 def test_what_another_process_refuses_is_said_by_the_first(repository, work):
@@ -753,15 +754,17 @@ def test_the_whole_command_is_blind_to_removed_pixels(repository, work):
     assert code == 2 and 'mask.ratio: 0.75 then, 0.9 now' in text and 'Traceback' not in text
 
 
-def test_originals_say_how_close_the_faces_are(repository, work, monkeypatch):
+@pytest.fixture
+def originals(work):
+    """Options that compare with the originals under a narrow random φ."""
     torch.manual_seed(0)
-    from mmpretrain.registry import MODELS
+    torch.save(MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), work / 'phi.pth')
+    return {'custom_hooks.0.originals': str(work / 'faces'), 'custom_hooks.0.phi': str(work / 'phi.pth')}
 
-    phi = MODELS.build(dict(type='IResNet', depth=18, base_channels=4))
-    torch.save(phi.state_dict(), work / 'phi.pth')
+
+def test_originals_say_how_close_the_faces_are(repository, work, originals):
     plain = content(export(repository, work, 'plain'))
-    hook = {'custom_hooks.0.originals': str(work / 'faces'), 'custom_hooks.0.phi': str(work / 'phi.pth')}
-    release = export(repository, work, 'release', **hook)
+    release = export(repository, work, 'release', **originals)
     faces = {name: data for name, data in content(release).items() if name.endswith('.png')}
     assert faces == {name: data for name, data in plain.items() if name.endswith('.png')}
     found = read_manifest(release)[0]['originals']
@@ -784,36 +787,21 @@ def test_originals_say_how_close_the_faces_are(repository, work, monkeypatch):
     assert 8 <= found['psnr']['other']['images'] <= 16
     assert f'φ: `{found["phi_sha256"]}`' in (release / 'README.md').read_text()
 
-    spawn(originals_by_processes, 2, repository, work, hook)
+    spawn(export_by_processes, 2, repository, work, 'parallel', originals)
     assert content(work / 'parallel') == content(release)
+    write_faces(work / 'copy')
     shutil.rmtree(work / 'faces/person_0')
     with pytest.raises(ValueError, match="holds no 'person_0/"):
-        hook['custom_hooks.0.originals'] = str(work / 'faces')
-        cfg = recipe(repository, work / 'copy', work / 'lost', work, **hook)
-        write_faces(work / 'copy')
-        cfg.test_dataloader.dataset.source = str(work / 'copy')
-        Runner.from_cfg(cfg).test()
+        export(repository, work, 'lost', faces='copy', **originals)
 
 
-def originals_by_processes(repository, work, hook):
-    cfg = recipe(repository, work / 'faces', work / 'parallel', work, **hook)
-    cfg.launcher = 'pytorch'
-    init_distributed(cfg, 'pytorch')
-    Runner.from_cfg(cfg).test()
-
-
-def test_originals_of_a_masked_dataset_need_its_secret(repository, work):
-    torch.manual_seed(0)
-    from mmpretrain.registry import MODELS
-
-    torch.save(MODELS.build(dict(type='IResNet', depth=18, base_channels=4)).state_dict(), work / 'phi.pth')
-    hook = {'custom_hooks.0.originals': str(work / 'faces'), 'custom_hooks.0.phi': str(work / 'phi.pth')}
-    first = content(export(repository, work, 'first', **hook))
+def test_originals_of_a_masked_dataset_need_its_secret(repository, work, originals):
+    first = content(export(repository, work, 'first', **originals))
     command = [sys.executable, str(repository / 'tools/mask_faces.py'), 'faces', 'masked', '--secret', 'secret']
     subprocess.run(command, cwd=work, env=os.environ | dict(PYTHONPATH=str(repository)), timeout=120, check=True)
-    assert content(export(repository, work, 'second', faces='masked', **hook)) == first
+    assert content(export(repository, work, 'second', faces='masked', **originals)) == first
     with pytest.raises(ValueError, match='masked with another secret'):
-        export(repository, work, 'third', faces='masked', mask_secret=str(work / 'another'), **hook)
+        export(repository, work, 'third', faces='masked', mask_secret=str(work / 'another'), **originals)
 
 
 # Several processes by the command

@@ -1,6 +1,5 @@
 """The masked dataset: masks and visible patches alone, which is what leaves the owner (docs/masked_dataset.md)."""
 
-import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..json_file import read_json
 from .face_mask import BLANK
 from .recordio import ProcessFile, RecordSource
 
@@ -180,10 +180,7 @@ class MaskedSource:
 
 def _read_info(path: Path) -> dict:
     """facemasked.json, its version and the values that reading relies on checked."""
-    try:
-        info = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no JSON: {error}. Copy the masked dataset again.') from error
+    info = read_json(path, 'Copy the masked dataset again.')
     if not isinstance(info, dict) or info.get('format') != FORMAT:
         raise ValueError(f"{path} does not say 'format': '{FORMAT}'. Give a folder that tools/mask_faces.py wrote.")
     if info.get('version') != VERSION:

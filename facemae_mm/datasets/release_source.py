@@ -1,10 +1,11 @@
 """A release as a set of faces, in one piece or in shards."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ..json_file import read_json
 
 #: The file that makes a directory a release, and what it must say of itself.
 MANIFEST = 'manifest.json'
@@ -27,10 +28,7 @@ def load_manifest(path: Path) -> object:
         raise ValueError(f'{path} is a link, which may lead anywhere. Get the release again from where it comes.')
     if path.stat().st_size > MAX_MANIFEST:
         raise ValueError(f'{path} has more than {MAX_MANIFEST >> 20} MiB, which no manifest needs.')
-    try:
-        return json.loads(path.read_text(encoding='utf-8'), parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no JSON: {error}. Get the release again from where it comes.') from error
+    return read_json(path, 'Get the release again from where it comes.', _no_number)
 
 
 def _no_number(name: str) -> None:

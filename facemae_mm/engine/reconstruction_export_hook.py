@@ -245,7 +245,7 @@ class ReconstructionExportHook(Hook):
             samples=self.samples,
             originals_phi_sha256=self.phi_used,
         )
-        return json.loads(json.dumps(settings))
+        return settings
 
     def _check_recipe(self, runner: Runner) -> FaceMask:
         """The one mask of a recipe that can make a release."""
@@ -282,7 +282,7 @@ class ReconstructionExportHook(Hook):
             if isinstance(source, MaskedSource)
             else self.mask.describe(round(self.model.backbone.num_patches**0.5) * self.mask.patch_size)
         )
-        head = dict(
+        described = dict(
             format=FORMAT,
             version=VERSION,
             versions=versions(),
@@ -295,7 +295,8 @@ class ReconstructionExportHook(Hook):
             image=dict(format=self.image_format, quality=self.quality, size=self.model.output_size),
             layout=self.layout,
         )
-        check_manifest(json.loads(json.dumps(head)), 'The head of the manifest', whole=False)
+        head = json.loads(json.dumps(described))
+        check_manifest(head, 'The head of the manifest', whole=False)
         return head
 
     def _open_phi(self, runner: Runner) -> torch.nn.Module:
@@ -397,7 +398,7 @@ class ReconstructionExportHook(Hook):
         )
         if self.phi_used is not None:
             manifest['originals'] = dict(phi_sha256=self.phi_used, **summarise(np.concatenate(closeness)))
-        check_manifest(json.loads(json.dumps(manifest)), 'The manifest that this export made')
+        check_manifest(manifest, 'The manifest that this export made')
         (content / MANIFEST).write_text(manifest_text(manifest), encoding='utf-8')
         name = sha256_file(content / MANIFEST)
         (content / CARD).write_text(draw_card(manifest, name), encoding='utf-8')

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..json_file import read_json
 from ..whole_file import whole_file
 from .card import draw_card
 from .manifest import read_manifest
@@ -34,10 +35,7 @@ def read_audit(release: Path, name: str) -> dict:
         raise ValueError(f'{path} is a link, which may lead anywhere. {remedy}')
     if not path.is_file():
         return dict(release=name, leakage={}, utility={})
-    try:
-        audit = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no JSON: {error}. {remedy}') from error
+    audit = read_json(path, remedy)
     if not isinstance(audit, dict) or audit.get('release') != name:
         raise ValueError(f'{path} is the audit of another release than {name}. Delete it, and measure this one.')
     depths = dict(leakage=2, utility=3)  # attacker, metric; recogniser, set, metric
@@ -88,10 +86,7 @@ def add_measurements(
 
 
 def _metrics(file: str | Path) -> dict:
-    try:
-        found = json.loads(Path(file).read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{file} is no JSON: {error}. {WRITTEN_BY}') from None
+    found = read_json(file, WRITTEN_BY)
     if not isinstance(found, dict):
         raise ValueError(f'{file} holds no measurements. {WRITTEN_BY}')
     return found
