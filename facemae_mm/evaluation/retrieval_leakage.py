@@ -1,8 +1,7 @@
 """Privacy leakage: do real faces retrieve their identity among the released ones? Eq. 3."""
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,9 +10,8 @@ from mmpretrain.registry import METRICS
 
 from .embedding_metric import EmbeddingMetric, check_embeddings
 from .intervals import bootstrap_interval, resampled_identities
+from .links import read_links
 from .nearest import import_faiss, nearest_images
-
-LINK_COLUMNS = ('released_path', 'released_label', 'source_key', 'source_label')
 
 
 @METRICS.register_module()
@@ -92,7 +90,7 @@ class RetrievalLeakage(EmbeddingMetric):
         )
         keys, identities = gallery['img_key'], gallery['identity']
         if self.links is not None:
-            keys, identities = self._follow_links(keys)
+            keys, identities = map(np.array, read_links(self.links, keys))
         rows = {key: row for row, key in enumerate(query['img_key'])}
         source = np.array([rows.get(key, -1) for key in keys])
         if (source < 0).all():
@@ -110,31 +108,6 @@ class RetrievalLeakage(EmbeddingMetric):
             source=source,
             topk=self.topk,
         )
-
-    def _follow_links(self, released: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source keys and identities of released images, both (G,)."""
-        with open(self.links, newline='', encoding='utf-8') as file:
-            reader = csv.DictReader(file)
-            missing = set(LINK_COLUMNS) - set(reader.fieldnames or ())
-            if missing:
-                raise ValueError(
-                    f'RetrievalLeakage: {self.links} lacks the columns {sorted(missing)}. It must '
-                    f'begin with {",".join(LINK_COLUMNS)}.'
-                )
-            links = {
-                str(PurePosixPath(row['released_path']).with_suffix('')): (
-                    row['source_key'],
-                    row['source_label'],
-                )
-                for row in reader
-            }
-        unknown = [key for key in released if key not in links]
-        if unknown:
-            raise ValueError(
-                f'RetrievalLeakage: {len(unknown)} of {len(released)} released images are not in '
-                f'{self.links}, first {unknown[0]}. Give the links of this very release.'
-            )
-        return tuple(np.array([links[key] for key in released]).T)
 
     @staticmethod
     def calculate(
