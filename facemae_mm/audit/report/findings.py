@@ -1,0 +1,380 @@
+"""The plain-language summary of an audit, made of its numbers so that it says no more than they do."""
+
+from collections.abc import Iterator, Sequence
+
+from .finding import Finding
+from .rows import all_rows, attackers, dig, find, headline_k, rate_of
+from .wording import (
+    COUNTED,
+    NOT_FROM_THIS_PHOTO,
+    has_interval,
+    measured,
+    number,
+    percent,
+    plural,
+    with_interval,
+)
+
+_FINDING = 'Finding a person'
+_REDUCTION = 'Against the real photos'
+_NEAR = 'Near duplicates'
+_COPIES = 'Copies by pixels'
+
+#: Verdict and sentence, by where the interval of a rate lies.
+_AGAINST_CHANCE = {
+    'leaks': 'That is above chance: it leaks.',
+    'cannot tell from chance': 'The interval includes chance: this sample cannot tell it from chance, which does not '
+    'show that nothing leaks.',
+    'below chance': 'That is below chance, which luck seldom does: check that the people of the two sets are matched '
+    'rightly before relying on it.',
+    'not measured': 'There is no interval or no chance level to hold it against, so nothing follows from it.',
+}
+
+
+def findings(report: dict, rows: dict[str, list[dict]] | None = None) -> list[Finding]:
+    """What the numbers of a report say, in the order in which a privacy officer asks.
+
+    A rate counts as leaking only where its whole interval lies above chance, a reduction as shown only where the
+    whole interval of the difference lies above 0; else the sentence says that this sample cannot tell.
+
+    Args:
+        report: What report.json holds.
+        rows: `all_rows(report)`, where it is at hand.
+    """
+    rows = all_rows(report) if rows is None else rows
+    return [
+        *_leakage(report, rows),
+        *_reduction(report, rows),
+        *_same_source(report, rows),
+        *_imitation(report, rows),
+        *_linkage(report, rows),
+        *_membership(report, rows),
+        *_near_duplicates(report, rows),
+        *_utility(rows),
+        *_limits(report),
+    ]
+
+
+def against_chance(rate: Sequence | None, chance: float | None) -> str:
+    """Where the interval of [rate, low, high] lies: 'leaks' above chance, 'below chance', or neither."""
+    if chance is None or not has_interval(rate):
+        return 'not measured'
+    if rate[1] > chance:
+        return 'leaks'
+    return 'below chance' if rate[2] < chance else 'cannot tell from chance'
+
+
+def against_none(difference: Sequence | None) -> str:
+    """Whether the interval of a reduction [difference, low, high] shows one."""
+    if not measured(difference):
+        return 'not measured'
+    if not has_interval(difference):
+        return 'no reduction shown'
+    if difference[1] > 0:
+        return 'reduced'
+    return 'leaks more' if difference[2] < 0 else 'no reduction shown'
+
+
+def _rated(topic: str, finding: str, rate: Sequence | None, chance: float | None) -> Finding:
+    verdict = against_chance(rate, chance)
+    level = f' By chance it would be {percent(chance)}.' if chance is not None else ''
+    return Finding(verdict, topic, f'{finding}{level} {_AGAINST_CHANCE[verdict]}')
+
+
+def _released(report: dict, rows: dict, counted: str) -> list[dict]:
+    """What every attacker finds in the released set at the headline's K, the most first."""
+    leakage = [
+        row
+        for row in rows['leakage']
+        if row['pairing'] == 'original_released' and row['counted'] == counted and row['k'] == headline_k(report)
+    ]
+    return sorted(leakage, key=lambda row: -row['rate'])
+
+
+def _headline(report: dict, rows: dict) -> dict | None:
+    first = next(iter(attackers(report)), None)
+    for counted in ('without', 'with'):
+        row = find(_released(report, rows, counted), attacker=first)
+        if row:
+            return row
+    return None
+
+
+def _among(k: int) -> str:
+    return 'the released face' if k == 1 else f'one of the {k} released faces'
+
+
+def _sample(row: dict) -> str:
+    people = plural(row['identities'], 'person', 'people')
+    return people if row['queries'] is None else f'{plural(row["queries"], "photo", "photos")} of {people}'
+
+
+def _leakage(report: dict, rows: dict) -> Iterator[Finding]:
+    row = _headline(report, rows)
+    if row is None:
+        yield Finding(
+            'not measured',
+            _FINDING,
+            'How often a photo finds its person in the released set was not measured. What follows does not stand in '
+            'for it.',
+        )
+        return
+    others = _released(report, rows, row['counted'])
+    who = f'the attacker “{row["attacker"]}”'
+    if len(others) > 1:
+        worst = others[0]['rate'] <= row['rate']
+        who = f'the {"worst" if worst else "headline’s"} of {len(others)} attackers, “{row["attacker"]}”'
+    left_out = f', {NOT_FROM_THIS_PHOTO}' if row['counted'] == 'without' else ''
+    text = (
+        f'With {who}, {_among(row["k"])} most like a photo shows the same person for {with_interval(rate_of(row))} '
+        f'of {_sample(row)}{left_out}.'
+    )
+    found = _rated(_FINDING, text, rate_of(row), row['chance'])
+    more = others[0]
+    if more['rate'] > row['rate']:
+        text = f'{found.text} Attacker “{more["attacker"]}” finds more: {with_interval(rate_of(more))}.'
+        found = Finding(found.verdict, found.topic, text)
+    yield found
+
+
+def _reduction(report: dict, rows: dict) -> Iterator[Finding]:
+    row = _headline(report, rows)
+    if row is None:
+        return
+    shown = {}
+    for attacker in attackers(report):
+        points = [
+            difference
+            for difference in rows['difference']
+            if difference['attacker'] == attacker
+            and difference['k'] == row['k']
+            and difference['counted'] == row['counted']
+            and difference['identities'] == row['identities']
+        ]
+        if points:
+            shown[attacker] = points[-1]
+    point = shown.get(row['attacker'])
+    originals = find(
+        rows['leakage'], attacker=row['attacker'], pairing='original_original', k=row['k'], counted=row['counted']
+    ) or find(rows['leakage'], attacker=row['attacker'], pairing='original_original', k=row['k'])
+    beside = (
+        f'Among the real photos themselves the same attacker finds the person for {with_interval(rate_of(originals))}. '
+        if originals
+        else ''
+    )
+    if point is None:
+        yield Finding(
+            'not measured',
+            _REDUCTION,
+            f'{beside}The difference between real and released faces, with its interval, was not measured, so nothing '
+            'is said about a reduction.',
+        )
+        return
+    difference = rate_of(point, 'difference')
+    verdict = against_none(difference)
+    amount = with_interval(difference, 'percentage points')
+    if verdict == 'reduced':
+        text = f'In the released set he finds less, by {amount}: the release reduces what this attacker finds. '
+        text += (
+            'It does not remove it: what is left is above chance.'
+            if against_chance(rate_of(row), row['chance']) == 'leaks'
+            else '‘Reduces’ is not ‘removes’: that nothing is left was not shown.'
+        )
+    elif verdict == 'leaks more':
+        text = (
+            'In the released set he finds more, not less: original minus released is '
+            f'{amount}. The release does not reduce what this attacker finds.'
+        )
+    else:
+        reason = 'the interval includes 0' if has_interval(difference) else 'there is no interval'
+        text = f'Original minus released is {amount}. No reduction was shown: {reason}.'
+    if point['equal_galleries'] is False:
+        text += ' The two sets that were searched differ in size, so part of the difference may come from that.'
+    if len(shown) > 1:
+        count = sum(against_none(rate_of(other, 'difference')) == 'reduced' for other in shown.values())
+        text += f' A reduction was shown for {count} of {len(shown)} attackers.'
+    yield Finding(verdict, _REDUCTION, beside + text)
+
+
+def _same_source(report: dict, rows: dict) -> Iterator[Finding]:
+    headline = _headline(report, rows)
+    if headline is None or headline['counted'] == 'with':
+        return
+    every = _released(report, rows, 'with')
+    if every:
+        row = every[0]
+        yield _rated(
+            'If the attacker holds the very photo',
+            f'An attacker who holds the very photo from which a face was made finds the person for '
+            f'{with_interval(rate_of(row))} (attacker “{row["attacker"]}”, K = {row["k"]}).',
+            rate_of(row),
+            row['chance'],
+        )
+
+
+def _imitation(report: dict, rows: dict) -> Iterator[Finding]:
+    k = headline_k(report)
+    for counted in ('without', 'with'):
+        imitations = [
+            row
+            for row in rows['leakage']
+            if row['pairing'].startswith('imitation:') and row['counted'] == counted and row['k'] == k
+        ]
+        if not imitations:
+            continue
+        row = max(imitations, key=lambda row: row['rate'])
+        plain = find(rows['leakage'], attacker=row['attacker'], pairing='original_released', counted=counted, k=k)
+        model = row['pairing'].partition(':')[2]
+        text = (
+            f'An attacker who first makes such faces of his own photos (by “{model}”, the one of '
+            f'{plural(len(imitations), "imitation", "imitations")} that finds most) and searches with '
+            f'“{row["attacker"]}” finds the person for {with_interval(rate_of(row))} at K = {k}'
+        )
+        if plain:
+            order = 'more than' if row['rate'] > plain['rate'] else 'no more than'
+            text += f', {order} the {percent(plain["rate"])} of plain photos'
+        yield _rated('If the attacker imitates the release', f'{text}.', rate_of(row), row['chance'])
+        return
+
+
+def _linkage(report: dict, rows: dict) -> Iterator[Finding]:
+    row = _headline(report, rows)
+    attacker = row['attacker'] if row else next(iter(attackers(report)), None)
+    linked = find(rows['leakage'], attacker=attacker, pairing='released_released', k=headline_k(report))
+    if linked:
+        yield Finding(
+            'note',
+            'Released faces among themselves',
+            f'Released faces of one person find one another for {with_interval(rate_of(linked))} at K = {linked["k"]}. '
+            'A recogniser learns from that; it also means that whoever names one of them names the others.',
+        )
+
+
+def _membership(report: dict, rows: dict) -> Iterator[Finding]:
+    for counted in ('with', 'without'):
+        scores = [row for row in rows['membership'] if row['counted'] == counted and row['value'] is not None]
+        accused = [row for row in scores if row['measure'] == 'TPR at FPR 0.01']
+        areas = [row for row in scores if row['measure'] == 'AUC']
+        if not scores:
+            continue
+        worst = max(accused or areas or scores, key=lambda row: row['value'])
+        area = find(areas, attacker=worst['attacker'], score=worst['score'])
+        rare = find(scores, attacker=worst['attacker'], score=worst['score'], measure='TPR at FPR 0.001')
+        of = dig(report, 'attackers', worst['attacker'], 'membership')
+        photos = dig(of, counted, 'photos') or dig(of, 'photos') or {}
+        which = 'Counting every released face' if counted == 'with' else f'With {NOT_FROM_THIS_PHOTO}'
+        topic = f'Membership, {COUNTED[counted]}'
+        tried = f', the worst of {len(accused or areas or scores)}' if len(accused or areas or scores) > 1 else ''
+        text = f'Is this person in the released set? {which}, attacker “{worst["attacker"]}” with the '
+        text += f'{worst["score"]} score{tried}, '
+        if accused:
+            text += (
+                f'recognises {with_interval(rate_of(worst, "value"))} of members’ photos at the price of accusing '
+                '1\u00a0% of the photos of people who are not in it (chance: 1\u00a0%)'
+            )
+            if rare:
+                text += f', and {with_interval(rate_of(rare, "value"))} at 0.1\u00a0% (chance: 0.1\u00a0%)'
+            if area:
+                text += f'; area under the curve {with_interval(rate_of(area, "value"))} (chance: 50\u00a0%)'
+        elif areas:
+            text += (
+                f'has an area under the curve of {with_interval(rate_of(worst, "value"))} (chance: 50\u00a0%); there '
+                'are too few people who are not in the set to measure rare false accusations'
+            )
+        else:
+            text += f'has {worst["measure"]} {with_interval(rate_of(worst, "value"))}'
+        people = [
+            f'{number(photos[key])} photos of {plural(photos[identities], "person", "people")} who {are} in it'
+            for key, identities, are in (
+                ('members', 'member_identities', 'are'),
+                ('non_members', 'non_member_identities', 'are not'),
+            )
+            if photos.get(key) is not None and photos.get(identities) is not None
+        ]
+        text += f'. Measured with {" and ".join(people)}.' if people else '.'
+        verdicts = {against_chance(rate_of(row, 'value'), row['chance']) for row in (worst, area, rare) if row}
+        everyone = {against_chance(rate_of(row, 'value'), row['chance']) for row in scores}
+        for verdict in ('leaks', 'cannot tell from chance', 'below chance', 'not measured'):
+            if verdict in verdicts:
+                break
+        text += f' {_AGAINST_CHANCE[verdict]}'
+        if verdict != 'leaks' and 'leaks' in everyone:
+            verdict = 'leaks'
+            text += ' Another attacker or score is above chance: see the table.'
+        yield Finding(verdict, topic, text)
+
+
+def _near_duplicates(report: dict, rows: dict) -> Iterator[Finding]:
+    near = [row for row in rows['near_duplicates'] if row['value'] is not None]
+    above = [row for row in near if row['measure'] == 'above_threshold']
+    if above:
+        row = max(above, key=lambda row: row['value'])
+        own = find(near, attacker=row['attacker'], measure='source_nearest')
+        text = (
+            f'For attacker “{row["attacker"]}”, {with_interval(rate_of(row, "value"))} of the released faces '
+            'lie nearer to a real photo than 99\u00a0% of photos lie to any photo of another person.'
+        )
+        if own:
+            text += (
+                f' For {with_interval(rate_of(own, "value"))} the nearest of all photos is the very one that the '
+                'face was made from.'
+            )
+        if against_chance(rate_of(row, 'value'), 0.01) == 'below chance':
+            text += ' Strangers would make it 1\u00a0%: by this measure released faces look like nobody’s photo.'
+            yield Finding('note', _NEAR, text)
+        else:
+            yield _rated(_NEAR, text, rate_of(row, 'value'), 0.01)
+    copies = [row for row in near if row['measure'] == 'pixel_copies']
+    if copies:
+        row = max(copies, key=lambda row: row['value'])
+        threshold = find(near, attacker=row['attacker'], measure='pixel_copies_threshold')
+        bar = f' (correlation of small grey pictures at least {threshold["value"]:g})' if threshold else ''
+        if row['value']:
+            are = plural(row['value'], 'released face is', 'released faces are')
+            yield Finding('leaks', _COPIES, f'{are} all but a copy of a photo{bar}.')
+        else:
+            yield Finding(
+                'note',
+                _COPIES,
+                f'No released face was found to be a copy of a photo by its pixels{bar}. Copies that were turned, '
+                'mirrored or recoloured need not show in this search.',
+            )
+
+
+def _utility(rows: dict) -> Iterator[Finding]:
+    for row in rows['utility']:
+        if row['method'] != 'released' or row['accuracy'] is None:
+            continue
+        rate = rate_of(row, 'accuracy')
+        text = f'“{row["recogniser"]}” trained on released faces verifies {with_interval(rate)} of pairs of '
+        text += f'“{row["set"]}” rightly'
+        text += f' ({number(row["pairs"])} pairs)' if row['pairs'] else ''
+        originals = find(rows['utility'], method='original', recogniser=row['recogniser'], set=row['set'])
+        if originals and originals['accuracy'] is not None:
+            real = rate_of(originals, 'accuracy')
+            text += f', trained on originals {with_interval(real)}.'
+            if has_interval(rate) and has_interval(real):
+                apart = rate[2] < real[1] or real[2] < rate[1]
+                text += ' The intervals do not overlap.' if apart else ' The intervals overlap.'
+        else:
+            text += '; no recogniser trained on originals is at hand to compare.'
+        if has_interval(rate) and rate[1] <= 0.5:
+            text += ' This sample cannot tell it from guessing (50\u00a0%).'
+        yield Finding('note', 'Utility', text)
+
+
+def _limits(report: dict) -> Iterator[Finding]:
+    names = [f'“{name}”' for name in attackers(report)]
+    if names:
+        yield Finding(
+            'note',
+            'Stronger attackers',
+            f'Tried: {", ".join(names)}. An attacker who is not among these, a stronger one or one who knows more, may '
+            'find more: that none of these found something is no evidence that none can.',
+        )
+    yield Finding(
+        'note',
+        'What the intervals mean',
+        'Intervals (95\u00a0%) say how far the numbers would move with other people of the same kind. They know '
+        'nothing of other kinds of people, other photos, or other attackers. ‘Reduces’ is not ‘removes’.',
+    )

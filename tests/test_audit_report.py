@@ -1,0 +1,642 @@
+"""The audit's report: sentences no stronger than the numbers, a page that works alone, tables that hold the dict."""
+
+import base64
+import csv
+import html
+import json
+import math
+import os
+import re
+import shutil
+import stat
+
+import cv2
+import numpy as np
+import pytest
+
+from facemae_mm.audit.report import findings, write_report
+from facemae_mm.audit.report.axis import Axis
+from facemae_mm.audit.report.wording import percent, share
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+IDENTITIES = [34, 68, 136, 272, 545]
+
+
+def rate(value, spread=0.02):
+    return [value, max(value - spread, 0.0), min(value + spread, 1.0)]
+
+
+def curve(level, fall, sources=True):
+    """Leakage that falls with the number of identities, as it does."""
+    points = []
+    for number, identities in enumerate(IDENTITIES):
+        spread = 0.12 / math.sqrt(number + 1)
+        by_k = {
+            str(k): rate(min(level * (0.8 + 0.1 * k) * (34 / identities) ** fall, 1.0), spread * level)
+            for k in (1, 2, 3, 4)
+        }
+        chance = {str(k): 1 - (1 - 1 / identities) ** k for k in (1, 2, 3, 4)}
+        lower = {k: [(0.8 if sources else 1) * value for value in values] for k, values in by_k.items()}
+        points.append(
+            dict(
+                identities=identities,
+                draws=20 if identities < 545 else 1,
+                queries=identities * 4.85,
+                gallery=identities * 4.85 - 1,
+                **{'with': by_k, 'without': lower},
+                chance_with=chance,
+                chance_without=chance,
+            )
+        )
+    return dict(points=points)
+
+
+def roc(power):
+    fpr = np.geomspace(1e-3, 1, 300)
+    tpr = fpr**power
+    area = 1 / (1 + power)
+    return dict(
+        auc=rate(area, 0.015),
+        tpr={'0.01': rate(0.01**power, 0.03), '0.001': rate(0.001**power, 0.02)},
+        curve=dict(fpr=[0.0, *fpr.tolist()], tpr=[0.0, *tpr.tolist()]),
+    )
+
+
+def attacker(level):
+    edges = np.linspace(-0.2, 1, 41)
+    middle = (edges[1:] + edges[:-1]) / 2
+
+    def bell(at, width, count):
+        heights = np.exp(-((middle - at) ** 2) / (2 * width**2))
+        return np.round(count * heights / heights.sum()).astype(int).tolist()
+
+    leakage = {
+        'original_original': curve(0.97, 0.02, sources=False),
+        'original_released': curve(level, 0.45),
+        'released_released': curve(0.75, 0.12, sources=False),
+        'imitation:same masks': curve(1.2 * level, 0.4),
+        'imitation:other masks': curve(0.9 * level, 0.5),
+        'imitation:MAE': curve(0.5 * level, 0.6),
+    }
+    ends = [leakage[name]['points'] for name in ('original_original', 'original_released')]
+    points = [
+        dict(
+            identities=original['identities'],
+            equal_galleries=True,
+            **{
+                way: {k: rate(original[way][k][0] - released[way][k][0], 0.03) for k in released[way]}
+                for way in ('with', 'without')
+            },
+        )
+        for original, released in zip(*ends)
+    ]
+    worst = [
+        dict(similarity=0.93 - 0.013 * number, is_source=number % 3 == 0, same_person=number % 4 != 1, by='embedding')
+        for number in range(8)
+    ]
+    worst.append(dict(similarity=0.991, is_source=None, same_person=None, by='pixels'))
+    return dict(
+        kind='EmbedderAttacker',
+        about=dict(file='w600k_mbf.onnx', sha256='9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f'),
+        budget=dict(gpu_hours=0, pairs=1100),
+        took=dict(seconds=41.25, faces=7462),
+        leakage=leakage,
+        difference=dict(points=points),
+        membership=dict(
+            photos=dict(members=2643, non_members=1202, member_identities=545, non_member_identities=430),
+            **{
+                'with': dict(calibrated=roc(0.62 - level), raw=roc(0.7 - level)),
+                'without': dict(calibrated=roc(0.95 - level), raw=roc(1.02 - level)),
+            },
+        ),
+        near_duplicates=dict(
+            histogram=dict(
+                edges=edges.tolist(),
+                series={
+                    'released face → nearest photo': bell(0.42, 0.1, 3731),
+                    'photo → nearest photo of the same person': bell(0.72, 0.12, 3731),
+                    'photo → nearest photo of another person': bell(0.36, 0.06, 3731),
+                },
+            ),
+            source_nearest=rate(0.14),
+            threshold=0.512,
+            above_threshold=rate(level / 4),
+            pixel_copies=dict(count=0, threshold=0.99),
+            worst=worst,
+        ),
+    )
+
+
+def sample():
+    """A report with numbers such as an audit of a release of LFW faces yields."""
+    digest = '3b7e151628aed2a6abf7158809cf4f3c762e7160f38b4da56a784d9045190cfe'
+    utility = [
+        dict(method='original', recogniser='R18', set='lfw', accuracy=[0.931, 0.915, 0.944], pairs=6000),
+        dict(method='released', recogniser='R18', set='lfw', accuracy=[0.842, 0.821, 0.861], pairs=6000),
+    ]
+    return dict(
+        format='facemae-audit',
+        version=1,
+        command='python tools/audit.py data/lfw112 releases/two --links releases/two.private/links.csv',
+        date='2026-11-24',
+        versions=dict(facemae_mm='0.1.0', torch='2.14.1', numpy='2.4.6', faiss='1.15.1'),
+        seconds=312.4,
+        real=dict(name='lfw112', images=13233, identities=5749, keys_sha256=digest),
+        released=dict(name='two', images=3731, identities=779, manifest_sha256=digest[::-1]),
+        matching=dict(
+            by='links',
+            sources=True,
+            drawn_identities=545,
+            left_out_identities=4970,
+            owned_identities=234,
+            owned_pairs=1100,
+            notes=[
+                '234 identities are the attackers’ own and are in no measured number.',
+                '4,069 identities have one photo and cannot be looked for with another.',
+            ],
+        ),
+        settings=dict(topk=[1, 2, 3, 4], draws=20, identities=IDENTITIES, depth=64, resamples=1000, seed=0, flip=True),
+        attackers={
+            'dlib ResNet': attacker(0.11),
+            'MobileFaceNet, fine-tuned on owned pairs': attacker(0.31),
+            'linear map': attacker(0.2),
+        },
+        headline=dict(attacker='MobileFaceNet, fine-tuned on owned pairs', k=2),
+        utility=utility,
+        compared=[
+            dict(
+                method='MAE',
+                leakage={'2': [0.062, 0.048, 0.079]},
+                chance={'2': 0.0037},
+                attacker='MobileFaceNet, fine-tuned on owned pairs',
+                utility=[
+                    dict(method='released', recogniser='R18', set='lfw', accuracy=[0.723, 0.698, 0.75], pairs=6000)
+                ],
+            ),
+            dict(
+                method='75 % masked',
+                leakage={'2': [0.43, 0.39, 0.47]},
+                chance={'2': 0.0037},
+                attacker='dlib ResNet',
+                utility=[
+                    dict(method='75 % masked', recogniser='R18', set='lfw', accuracy=[0.79, 0.77, 0.812], pairs=6000)
+                ],
+            ),
+        ],
+    )
+
+
+def pictures(report, seed=0):
+    """Pairs of noise for every worst case: detail that a blurred picture must not hold."""
+    generator = np.random.default_rng(seed)
+    return {
+        name: [
+            tuple(generator.integers(0, 256, (112, 112, 3), dtype=np.uint8) for _ in range(2))
+            for _ in of['near_duplicates']['worst']
+        ]
+        for name, of in report['attackers'].items()
+    }
+
+
+def verdicts(report):
+    return {finding.topic: finding.verdict for finding in findings(report)}
+
+
+def texts(report):
+    return {finding.topic: finding.text.replace('\u00a0', ' ') for finding in findings(report)}
+
+
+def headline(report):
+    return report['attackers'][report['headline']['attacker']]
+
+
+def set_leakage(report, rates, way='without', chance=0.004):
+    """Gives the headline's attacker another leakage at K = 2 of all identities."""
+    last = headline(report)['leakage']['original_released']['points'][-1]
+    last[way]['2'] = rates
+    last[f'chance_{way}']['2'] = chance
+
+
+def table(folder, name):
+    with open(folder / f'{name}.csv', encoding='utf-8', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def embedded(page):
+    """The pictures of a page, decoded."""
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    return [cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR) for data in found]
+
+
+# What the sentences say
+
+
+@pytest.mark.parametrize(
+    ('rates', 'verdict', 'says', 'never'),
+    [
+        ([0.071, 0.058, 0.084], 'leaks', 'above chance: it leaks', 'cannot tell'),
+        ([0.005, 0.002, 0.009], 'cannot tell from chance', 'does not show that nothing leaks', 'it leaks'),
+        ([0.005, 0.004, 0.009], 'cannot tell from chance', 'cannot tell it from chance', 'it leaks'),
+        ([0.001, 0.0005, 0.002], 'below chance', 'check that the people', 'safe'),
+        ([0.071, None, None], 'not measured', 'nothing follows', 'it leaks'),
+    ],
+)
+def test_leakage_is_said_to_lie_where_its_interval_lies(rates, verdict, says, never):
+    report = sample()
+    set_leakage(report, rates)
+    assert verdicts(report)['Finding a person'] == verdict
+    text = texts(report)['Finding a person']
+    assert says in text and never not in text
+    assert '2,643 photos of 545 people' in text and 'made from that very photo left out' in text
+
+
+def test_leakage_without_a_chance_level_is_not_judged():
+    report = sample()
+    set_leakage(report, [0.5, 0.4, 0.6], chance=None)
+    assert verdicts(report)['Finding a person'] == 'not measured'
+
+
+@pytest.mark.parametrize(
+    ('difference', 'verdict', 'says'),
+    [
+        ([0.8, 0.7, 0.9], 'reduced', 'the release reduces what this attacker finds. It does not remove it'),
+        ([0.02, -0.01, 0.05], 'no reduction shown', 'No reduction was shown: the interval includes 0'),
+        ([0.02, 0.0, 0.05], 'no reduction shown', 'No reduction was shown: the interval includes 0'),
+        (
+            [-0.1, -0.2, -0.05],
+            'leaks more',
+            'he finds more, not less: original minus released is −10.0 percentage points',
+        ),
+        ([0.5, None, None], 'no reduction shown', 'No reduction was shown: there is no interval'),
+    ],
+)
+def test_a_reduction_is_said_to_be_shown_only_where_its_whole_interval_is_above_0(difference, verdict, says):
+    report = sample()
+    headline(report)['difference']['points'][-1]['without']['2'] = difference
+    assert verdicts(report)['Against the real photos'] == verdict
+    text = texts(report)['Against the real photos']
+    assert says in text
+    assert ('reduces' in text.replace('does not reduce', '')) == (verdict == 'reduced')
+    assert f'A reduction was shown for {2 + (verdict == "reduced")} of 3 attackers.' in text
+
+
+def test_a_reduction_to_the_level_of_chance_is_no_removal():
+    report = sample()
+    set_leakage(report, [0.005, 0.002, 0.009])
+    assert 'It does not remove it' not in texts(report)['Against the real photos']
+    assert '‘Reduces’ is not ‘removes’: that nothing is left was not shown' in texts(report)['Against the real photos']
+
+
+def test_sets_of_different_size_are_said_to_be_so():
+    report = sample()
+    assert 'differ in size' not in texts(report)['Against the real photos']
+    headline(report)['difference']['points'][-1]['equal_galleries'] = False
+    assert 'differ in size' in texts(report)['Against the real photos']
+
+
+def test_the_difference_of_fewer_identities_does_not_stand_in_for_that_of_all():
+    report = sample()
+    headline(report)['difference']['points'].pop()
+    assert verdicts(report)['Against the real photos'] == 'not measured'
+
+
+def test_an_attacker_who_finds_more_than_the_headline_is_named():
+    report = sample()
+    assert 'worst of 3 attackers' in texts(report)['Finding a person']
+    report['headline']['attacker'] = 'dlib ResNet'
+    text = texts(report)['Finding a person']
+    assert 'worst' not in text and 'the headline’s of 3 attackers, “dlib ResNet”' in text
+    assert 'Attacker “MobileFaceNet, fine-tuned on owned pairs” finds more' in text
+
+
+def test_membership_is_judged_by_the_worst_of_all_attackers_and_by_intervals():
+    report = sample()
+    with_all = 'Membership, every released face'
+    assert verdicts(report)[with_all] == 'leaks'
+    for attacker in report['attackers'].values():
+        for way in ('with', 'without'):
+            for score in ('calibrated', 'raw'):
+                attacker['membership'][way][score] |= dict(
+                    auc=[0.5, 0.48, 0.52], tpr={'0.01': [0.011, 0.006, 0.017], '0.001': None}
+                )
+    assert verdicts(report)[with_all] == 'cannot tell from chance'
+    assert 'does not show that nothing leaks' in texts(report)[with_all]
+    report['attackers']['linear map']['membership']['with']['raw']['auc'] = [0.6, 0.56, 0.64]
+    assert verdicts(report)[with_all] == 'leaks'
+    assert 'Another attacker or score is above chance' in texts(report)[with_all]
+
+
+def test_too_few_non_members_leave_only_the_area():
+    report = sample()
+    for attacker in report['attackers'].values():
+        for way in ('with', 'without'):
+            for score in ('calibrated', 'raw'):
+                attacker['membership'][way][score]['tpr'] = {'0.01': None, '0.001': None}
+    text = texts(report)['Membership, every released face']
+    assert 'too few people' in text and 'area under the curve of' in text and 'accusing' not in text
+
+
+def test_near_duplicates_and_copies_are_judged_by_their_numbers():
+    report = sample()
+    assert (verdicts(report)['Near duplicates'], verdicts(report)['Copies by pixels']) == ('leaks', 'note')
+    for attacker in report['attackers'].values():
+        attacker['near_duplicates']['above_threshold'] = [0.001, 0.0, 0.004]
+    headline(report)['near_duplicates']['pixel_copies']['count'] = 1
+    assert (verdicts(report)['Near duplicates'], verdicts(report)['Copies by pixels']) == ('note', 'leaks')
+    assert '1 released face is all but a copy' in texts(report)['Copies by pixels']
+
+
+def test_utility_that_may_be_guessing_is_said_to_be_so():
+    report = sample()
+    assert 'guessing' not in texts(report)['Utility'] and 'do not overlap' in texts(report)['Utility']
+    report['utility'][1]['accuracy'] = [0.51, 0.49, 0.53]
+    assert 'cannot tell it from guessing' in texts(report)['Utility']
+
+
+def test_nothing_measured_is_said_and_no_attack_is_called_harmless():
+    for report in ({}, dict(attackers=None), dict(attackers={'a': {}}, headline=None)):
+        assert findings(report)[0].verdict == 'not measured'
+    everything = ' '.join(finding.text for finding in findings(sample()))
+    assert 'no evidence that none can' in everything
+    assert not re.search(r'\b(safe|secure|anonymous|removed|harmless)\b', everything)
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [
+        (0.0713, '7.1'),
+        (0.0, '0.0'),
+        (1.0, '100.0'),
+        (0.99996, '>99.99'),
+        (0.9996, '99.96'),
+        (0.0004, '0.04'),
+        (3e-6, '0.0003'),
+        (1e-9, '<0.0001'),
+        (-0.1, '−10.0'),
+        (None, '–'),
+        (123.456, '12,345.6'),
+    ],
+)
+def test_rounding_makes_neither_nothing_nor_everything(value, text):
+    assert share(value) == text
+    assert percent(value) == (text if value is None else f'{text}\u00a0%')
+
+
+@pytest.mark.parametrize('rates', [[0.0], [1e-9], [0.0123, 0.7], [1.0], [-0.3, 0.4], [0.01, 0.011]])
+def test_an_axis_of_rates_holds_them_between_round_numbers(rates):
+    axis = Axis.of_rates('', rates)
+    assert axis.low <= min(rates) and max(rates) <= axis.high
+    assert 2 <= len(axis.ticks) <= 8 and len({text for _, text in axis.ticks}) == len(axis.ticks)
+    assert axis.position(axis.low) == 0 and axis.position(axis.high) == 1
+
+
+# What is written
+
+
+def test_tables_hold_the_numbers_of_the_dict(tmp_path):
+    report = sample()
+    write_report(report, tmp_path / 'new' / 'audit')
+    folder = tmp_path / 'new' / 'audit'
+    assert json.loads((folder / 'report.json').read_text()) == report
+
+    read = {
+        (row['attacker'], row['pairing'], int(row['identities']), row['counted'], row['k']): row
+        for row in table(folder, 'curves')
+    }
+    expected = 0
+    for name, of in report['attackers'].items():
+        for pairing, curve in of['leakage'].items():
+            for point in curve['points']:
+                for way in ('with', 'without'):
+                    for k, rates in point[way].items():
+                        row = read[name, pairing, point['identities'], way, k]
+                        assert [float(row[key]) for key in ('rate', 'low', 'high')] == rates
+                        assert float(row['chance']) == point[f'chance_{way}'][k]
+                        expected += 1
+    assert len(read) == expected
+    last = [row for row in read.values() if row['identities'] == '545']
+    assert table(folder, 'leakage') == [{key: row[key] for key in row if key != 'draws'} for row in last]
+
+    one = table(folder, 'difference')
+    assert len(one) == 3 * 5 * 2 * 4
+    first = headline(report)['difference']['points'][0]['without']['1']
+    assert [float(one[0][key]) for key in ('difference', 'low', 'high')] == first
+
+    curve = report['attackers']['linear map']['membership']['without']['raw']['curve']
+    mine = dict(attacker='linear map', counted='without', score='raw')
+    points = [row for row in table(folder, 'roc') if mine.items() <= row.items()]
+    assert [float(row['fpr']) for row in points] == curve['fpr']
+    assert [float(row['tpr']) for row in points] == curve['tpr']
+    rates = [row for row in table(folder, 'membership') if mine.items() <= row.items()]
+    of = report['attackers']['linear map']['membership']['without']['raw']
+    assert [float(row['value']) for row in rates] == [of['auc'][0], of['tpr']['0.01'][0], of['tpr']['0.001'][0]]
+
+    utility = {row['method']: row for row in table(folder, 'utility')}
+    assert list(utility) == ['original', 'released', 'MAE', '75 % masked']
+    released = headline(report)['leakage']['original_released']['points'][-1]['without']['2']
+    assert [float(utility['released'][key]) for key in ('leakage', 'leakage_low', 'leakage_high')] == released
+    assert float(utility['MAE']['leakage']) == 0.062 and utility['MAE']['accuracy'] == '0.723'
+    histogram = [row for row in table(folder, 'histogram') if row['attacker'] == 'linear map']
+    series = report['attackers']['linear map']['near_duplicates']['histogram']['series']
+    assert [int(row['count']) for row in histogram] == [count for counts in series.values() for count in counts]
+    assert [row['is_source'] for row in table(folder, 'worst_cases')[:9]][-2:] == ['False', '']
+
+
+def test_names_are_shown_as_text_and_never_run(tmp_path):
+    evil = '<script>alert(1)</script>"\'&</style></title></svg>{{ 7 * 7 }}\udc80'
+    report = sample()
+    attackers = report['attackers']
+    attackers[evil] = attackers.pop(report['headline']['attacker'])
+    report['headline']['attacker'] = evil
+    attackers[evil]['leakage'][f'imitation:{evil}'] = attackers[evil]['leakage'].pop('imitation:MAE')
+    attackers[evil]['kind'] = attackers[evil]['about']['file'] = evil
+    attackers[evil]['near_duplicates']['histogram']['series'][evil] = [1] * 40
+    attackers[evil]['near_duplicates']['worst'][0]['by'] = evil
+    for part in ('real', 'released'):
+        report[part] |= dict(name=evil, keys_sha256=evil, manifest_sha256=evil)
+    report |= dict(command=evil, date=evil, settings={evil: {evil: [evil]}}, versions=dict(facemae_mm=evil))
+    report['matching']['notes'] = report['matching']['by'] = evil
+    report['matching']['notes'] = [evil]
+    report['utility'][0] |= dict(method=evil, recogniser=evil, set=evil)
+    report['compared'][0] |= dict(method=evil, attacker=evil)
+    page = write_report(report, tmp_path, pictures(report)).read_text(encoding='utf-8')
+    assert (
+        '<script' not in page
+        and page.count('</style>') == page.count('</title>') - page.count('<svg class="chart"') == 1
+    )
+    assert page.count('<svg') == page.count('</svg>')
+    assert '{{ 7 * 7 }}' in page
+    assert html.escape('<script>alert(1)</script>') in page
+    assert {row['attacker'].replace('\\udc80', '\udc80') for row in table(tmp_path, 'leakage')} >= {evil}
+
+
+def test_a_spreadsheet_runs_no_name(tmp_path):
+    report = sample()
+    report['attackers']['=HYPERLINK("x")'] = report['attackers'].pop('linear map')
+    headline(report)['difference']['points'][-1]['without']['2'] = [-0.25, -0.3, -0.2]
+    write_report(report, tmp_path)
+    assert '\'=HYPERLINK("x")' in {row['attacker'] for row in table(tmp_path, 'leakage')}
+    assert '-0.25' in {row['difference'] for row in table(tmp_path, 'difference')}
+
+
+def without(report, *path):
+    of = report
+    for key in path[:-1]:
+        of = of[key]
+    of[path[-1]] = None
+    return report
+
+
+def only_strangers(report):
+    """No links and no names: near duplicates alone."""
+    for attacker in report['attackers'].values():
+        attacker |= dict(leakage={}, difference=None, membership=None)
+        attacker['near_duplicates']['source_nearest'] = None
+    return report | dict(headline=None, utility=[], compared=None)
+
+
+def only_membership(report):
+    for attacker in report['attackers'].values():
+        del attacker['leakage'], attacker['difference']
+    return report | dict(headline=dict(attacker=None, k=2))
+
+
+def nothing_but_names(report):
+    """Every value is None."""
+    return {key: None for key in report} | dict(attackers={name: None for name in report['attackers']})
+
+
+def hollow(value):
+    """The same structure, each of its numbers and words None."""
+    if isinstance(value, dict):
+        return {key: of if key in ('identities', 'method', 'k') else hollow(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [hollow(of) for of in value] if value and isinstance(value[0], dict) else None
+    return None
+
+
+def one_way(report):
+    """No sources are known: every released image counts, and a single number of identities."""
+    for attacker in report['attackers'].values():
+        for curve in attacker['leakage'].values():
+            del curve['points'][:-1]
+            curve['points'][0] |= dict(without=None, chance_without=None)
+        attacker['difference']['points'] = [attacker['difference']['points'][-1] | dict(without=None)]
+        attacker['membership']['without'] = None
+    return report
+
+
+def extreme(report):
+    """Numbers as large and as small as they come."""
+    leakage = headline(report)['leakage']['original_released']['points']
+    for point, value in zip(leakage, (0.0, 1e-300, 1e-12, 0.9999999, 1.0)):
+        point['without'] = {k: [value] * 3 for k in point['without']}
+        point['queries'] = 4.2e7
+    leakage[-1]['identities'] = 42_000_000
+    headline(report)['near_duplicates']['pixel_copies']['count'] = 10**12
+    headline(report)['near_duplicates']['histogram'] = dict(
+        edges=[-1e9, 0, 1e9], series={'a': [0, 0], 'b': [10**15, 1]}
+    )
+    return report | dict(settings=dict(seed=2**63, nothing=5e-324), seconds=1e9)
+
+
+def unmeasured_intervals(report):
+    """No rate has an interval."""
+
+    def strip(value):
+        if isinstance(value, dict):
+            return {key: strip(of) for key, of in value.items()}
+        if isinstance(value, list) and len(value) == 3 and all(isinstance(of, float) for of in value):
+            return [value[0], None, None]
+        return [strip(of) for of in value] if isinstance(value, list) else value
+
+    return strip(report)
+
+
+CHANGES = [only_strangers, only_membership, nothing_but_names, hollow, one_way, extreme, unmeasured_intervals]
+
+
+@pytest.mark.parametrize('change', [*CHANGES, lambda report: {}], ids=lambda change: change.__name__)
+def test_what_is_missing_is_said_and_the_rest_is_there(tmp_path, change):
+    report = change(sample())
+    page = write_report(report, tmp_path).read_text(encoding='utf-8')
+    assert 'nan' not in re.sub('<style>.*?</style>', '', page, flags=re.S).lower().replace('finance', '')
+    assert not re.search(r'>\s*(None|inf|\[\]|Undefined)\s*<', page)
+    for name in ('leakage', 'curves', 'membership', 'roc', 'utility', 'worst_cases'):
+        assert (tmp_path / f'{name}.csv').read_text().count('\n') >= 1
+    measured = {
+        'Leakage by retrieval was not measured': not any(
+            (of or {}).get('leakage') for of in (report.get('attackers') or {}).values()
+        ),
+        'No verification results were given': not (report.get('utility') or report.get('compared')),
+        'Near duplicates were not looked for': not any(
+            (of or {}).get('near_duplicates') for of in (report.get('attackers') or {}).values()
+        ),
+    }
+    if change is not hollow:
+        assert {sentence: sentence in page for sentence in measured} == measured
+
+
+def test_numbers_that_are_none_are_refused_before_anything_is_written(tmp_path):
+    report = sample()
+    report['utility'][0]['accuracy'][0] = math.nan
+    with pytest.raises(ValueError, match='None for what was not measured'):
+        write_report(report, tmp_path / 'audit')
+    assert not (tmp_path / 'audit').exists()
+
+
+def test_pictures_that_are_not_those_of_the_worst_cases_are_refused(tmp_path):
+    report = sample()
+    given = pictures(report)
+    given['linear map'].pop()
+    with pytest.raises(ValueError, match="'linear map' has 9 .* and 8 pairs"):
+        write_report(report, tmp_path / 'audit', given)
+    with pytest.raises(ValueError, match=r'uint8 in BGR, not float64 \(4, 4, 3\)'):
+        write_report(report, tmp_path / 'audit', {'linear map': [(np.zeros((4, 4, 3)),) * 2] * 9})
+    with pytest.raises(ValueError, match="'nobody' has 0"):
+        write_report(report, tmp_path / 'audit', {'nobody': given['linear map']})
+    assert not (tmp_path / 'audit').exists()
+
+
+def test_blurred_faces_hold_the_mean_of_6_by_6_parts_and_no_more(tmp_path):
+    report = sample()
+    given = pictures(report)
+    page = write_report(report, tmp_path, given).read_text(encoding='utf-8')
+    order = [report['headline']['attacker'], *(name for name in given if name != report['headline']['attacker'])]
+    faces = [face for name in order for pair in given[name] for face in pair]
+    shown = embedded(page)
+    assert len(shown) == len(faces) == 54
+    edges = np.linspace(0, 112, 7)
+    weights = np.clip(
+        np.minimum(np.arange(112) + 1, edges[1:, None]) - np.maximum(np.arange(112), edges[:-1, None]), 0, 1
+    )
+    weights /= weights.sum(1, keepdims=True)  # how much of each pixel lies in each part
+    for face, blurred in zip(faces, shown):
+        assert blurred.shape == (6, 6, 3)
+        mean = np.einsum('ph,qw,hwc->pqc', weights, weights, face.astype(np.float64))
+        assert np.abs(blurred - mean).max() <= 0.51 + 1e-6 * 255
+    assert 'PRIVATE' not in page and stat.S_IMODE((tmp_path / 'report.html').stat().st_mode) & 0o044
+
+
+def test_faces_are_shown_only_to_the_owner_who_asks(tmp_path):
+    report = sample()
+    given = pictures(report)
+    path = write_report(report, tmp_path, given)
+    assert write_report(report, tmp_path, given, show_faces=True) == path
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    page = path.read_text(encoding='utf-8')
+    assert 'PRIVATE: this file shows faces of real people' in page and '<title>PRIVATE' in page
+    first = given[report['headline']['attacker']][0]
+    assert all(np.array_equal(shown, face) for shown, face in zip(embedded(page), first))
+    write_report(report, tmp_path, given)
+    assert stat.S_IMODE(path.stat().st_mode) & 0o044
+
+
+def test_a_report_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch):
+    path = write_report(sample(), tmp_path)
+    before = path.read_bytes()
+    report = sample() | dict(date='later')
+    monkeypatch.setattr(os, 'fsync', lambda _: (_ for _ in ()).throw(OSError('the disk is full')))
+    with pytest.raises(OSError, match='the disk is full'):
+        write_report(report, tmp_path)
+    assert path.read_bytes() == before and not list(tmp_path.glob('*.partial'))
