@@ -1,23 +1,5 @@
-"""Faces as an audit sees them: an embedding, who it is, and which photo it was made from."""
+"""Faces as an audit sees them."""
 
-from dataclasses import dataclass
+from ..evaluation.embedded_faces import EmbeddedFaces
 
-import numpy as np
-
-
-@dataclass(frozen=True)
-class EmbeddedFaces:
-    """Embeddings of a set of faces, on one numbering of people and photos with the other sets of an audit.
-
-    Attributes:
-        embeddings: (N, D) float32, of any norm, finite and not zero; in memory or mapped from a file.
-        identity: Whom each image shows or stands for, (N,) int64; −1 where unknown, or in no other set.
-        source: Number of the real photo that it was made from, (N,) int64; a real photo's own number; −1 where unknown.
-    """
-
-    embeddings: np.ndarray
-    identity: np.ndarray
-    source: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.embeddings)
+__all__ = ['EmbeddedFaces']

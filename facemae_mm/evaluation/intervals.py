@@ -27,6 +27,22 @@ def bootstrap_interval(rates: Sequence[float], rate: float, count: int) -> tuple
     return (float(low), float(high)) if low < high else wilson_interval(rate, count)
 
 
+def rate_by_identity(hit: np.ndarray, identity: np.ndarray, resamples: int = 1000, seed: int = 0) -> list[float]:
+    """Share of images that are hit, and its 95 % interval by identity: [rate, low, high].
+
+    Args:
+        hit: (N,) bool, N ≥ 1.
+        identity: Whom each image shows, (N,), any numbers.
+        resamples: For the interval.
+        seed: Of the resamples.
+    """
+    names, person = np.unique(identity, return_inverse=True)
+    hits, images = np.bincount(person, hit), np.bincount(person)
+    rates = [(drawn @ hits) / (drawn @ images) for drawn in resampled_identities(len(names), resamples, seed)]
+    rate = float(np.mean(hit))
+    return [rate, *bootstrap_interval(rates, rate, len(names))]
+
+
 def wilson_interval(rate: float, trials: int) -> tuple[float, float]:
     """Wilson's score interval of a rate in [0, 1] seen in a number of independent trials."""
     z = 1.959964  # 97.5 % quantile of the normal distribution

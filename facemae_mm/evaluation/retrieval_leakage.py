@@ -8,10 +8,11 @@ import numpy as np
 from mmengine.logging import print_log
 from mmpretrain.registry import METRICS
 
+from .embedded_faces import EmbeddedFaces
 from .embedding_metric import EmbeddingMetric, check_embeddings
-from .intervals import bootstrap_interval, resampled_identities
 from .links import read_links
-from .nearest import import_faiss, nearest_images
+from .nearest import nearest_images
+from .retrieval_curves import Draws, retrieval_curves
 
 
 @METRICS.register_module()
@@ -47,7 +48,6 @@ class RetrievalLeakage(EmbeddingMetric):
 
     Raises:
         FileNotFoundError: Where `links` is no file.
-        ImportError: Where faiss is missing.
     """
 
     default_prefix = 'leakage'
@@ -62,7 +62,6 @@ class RetrievalLeakage(EmbeddingMetric):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        import_faiss()
         self.topk = (topk,) if isinstance(topk, int) else tuple(topk)
         if links is not None and not Path(links).is_file():
             raise FileNotFoundError(
@@ -141,72 +140,34 @@ class RetrievalLeakage(EmbeddingMetric):
         gallery, gallery_identities = np.asarray(gallery), np.asarray(gallery_identities)
         check_embeddings(queries)
         check_embeddings(gallery)
-        source = None if source is None else np.asarray(source)
+        source = np.full(len(gallery), -1) if source is None else np.asarray(source)
         _check_sources(source, query_identities, gallery_identities)
 
         drawn, left_out = _drawn_identities(query_identities, gallery_identities)
         real, released = np.isin(query_identities, drawn), np.isin(gallery_identities, drawn)
-        asked = np.searchsorted(drawn, query_identities[real])  # (Q,)
-        held = np.searchsorted(drawn, gallery_identities[released])  # (G,)
-        queries, gallery = queries[real], gallery[released]
-        own = np.bincount(held)[asked]
-        if source is not None:
-            row = np.where(real, np.cumsum(real) - 1, -1)
-            source = np.where(source < 0, -1, row[source])[released]
-        itself = np.zeros(len(queries), int)  # released images made from each query
-        if source is not None:
-            itself = np.bincount(source[source >= 0], minlength=len(queries))
-
-        most, smallest = max(topk), len(gallery) - itself.max()
+        asked = EmbeddedFaces(
+            queries[real], np.searchsorted(drawn, query_identities[real]), np.flatnonzero(real).astype(np.int64)
+        )
+        held = asked
+        if not alone:
+            numbers = np.searchsorted(drawn, gallery_identities[released])
+            held = EmbeddedFaces(gallery[released], numbers, source[released])
+        excluded = int(np.bincount(held.source[held.source >= 0], minlength=1).max())
+        most, smallest = max(topk), len(held) - excluded
         if min(topk) < 1 or most > smallest:
             raise ValueError(
                 f'RetrievalLeakage: K must lie between 1 and the {smallest} gallery images that '
                 f'a query is compared with, topk is {tuple(topk)}. Change topk or give more images.'
             )
-        nearest = nearest_images(queries, gallery, most + int(itself.max()))
-        match = held[nearest] == asked[:, None]  # (Q, K + itself)
-        curves, chances = {}, {}
-        if not alone:
-            curves['with'] = match[:, :most]
-            chances['with'] = len(gallery), own
-        if source is not None:
-            same_source = source[nearest] == np.arange(len(queries))[:, None]
-            kept = np.argsort(same_source, axis=1, kind='stable')[:, :most]
-            curves['without'] = np.take_along_axis(match, kept, 1)
-            chances['without'] = len(gallery) - itself, own - itself
-        if alone:
-            curves['with'], chances['with'] = curves['without'], chances['without']
-
+        near = nearest_images(asked.embeddings, held.embeddings, most + excluded)
+        curves = retrieval_curves(asked, held, near, Draws.nested(np.arange(len(drawn))), most)
         metrics = {}
-        for name, found in curves.items():
-            hit = np.logical_or.accumulate(found, axis=1)
+        for name, curve in curves.items():
             for k in topk:
-                rate, low, high = _rate(hit[:, k - 1], asked)
-                metrics[f'top{k}_{name}'] = rate
-                metrics[f'top{k}_{name}_lo'], metrics[f'top{k}_{name}_hi'] = low, high
-                chance = f'chance_top{k}' + ('_with' if name == 'with' else '')
-                metrics[chance] = float(np.mean(chance_level(*chances[name], k)))
-        return dict(
-            metrics,
-            queries=len(queries),
-            identities=len(drawn),
-            gallery=len(gallery),
-            left_out_identities=left_out,
-        )
-
-
-def chance_level(images: np.ndarray | int, own: np.ndarray, k: int) -> np.ndarray:
-    """Probability that k images drawn without replacement hold one of the query's identity.
-
-    Args:
-        images: Number of gallery images, one for all queries or (Q,); at least k.
-        own: How many of them show the query's identity, (Q,).
-        k: Number of images drawn.
-    """
-    miss = np.ones(len(own))
-    for drawn in range(k):
-        miss = miss * np.maximum(images - own - drawn, 0) / (images - drawn)
-    return 1 - miss
+                key = f'top{k}_{name}'
+                metrics[key], metrics[f'{key}_lo'], metrics[f'{key}_hi'] = curve.interval(0, k)
+                metrics[f'chance_top{k}' + ('_with' if name == 'with' else '')] = float(curve.chances[0][k - 1])
+        return dict(metrics, queries=len(asked), identities=len(drawn), gallery=len(held), left_out_identities=left_out)
 
 
 def _drawn_identities(real: np.ndarray, released: np.ndarray) -> tuple[np.ndarray, int]:
@@ -233,11 +194,3 @@ def _check_sources(source: np.ndarray | None, real: np.ndarray, released: np.nda
             f'image with their source key, first {released[first]!r} against '
             f'{real[source[first]]!r}. Give the links of this very release and its real set.'
         )
-
-
-def _rate(hit: np.ndarray, identity: np.ndarray) -> tuple[float, float, float]:
-    """Mean over queries and its interval by identity."""
-    hits, queries = np.bincount(identity, hit), np.bincount(identity)
-    rates = [(m @ hits) / (m @ queries) for m in resampled_identities(len(hits))]
-    rate = float(hit.mean())
-    return rate, *bootstrap_interval(rates, rate, len(hits))
