@@ -25,6 +25,7 @@ RECIPES = [
     'arcface_r50_casia',
     'arcface_r50_casia_poly',
     'arcface_vit_s_casia',
+    'audit',
     'cosface_mbf_small',
     'cosface_r50_casia',
     'demo_arcface',

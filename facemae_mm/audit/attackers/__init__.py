@@ -1,5 +1,22 @@
-"""Attackers, by what they learn."""
+"""Attackers, by what they learn.
+
+One more is a class of its own file, registered in `TASK_UTILS` and imported here: `LearningAttacker` shows one.
+"""
 
 from .attacker import Attacker
+from .demasking_attacker import DemaskingAttacker
+from .embedder_attacker import EmbedderAttacker
+from .fine_tuned_attacker import FineTunedAttacker
+from .learning_attacker import LearningAttacker
+from .linear_map_attacker import LinearMapAttacker
+from .owned_pairs import OwnedPairs
 
-__all__ = ['Attacker']
+__all__ = [
+    'Attacker',
+    'DemaskingAttacker',
+    'EmbedderAttacker',
+    'FineTunedAttacker',
+    'LearningAttacker',
+    'LinearMapAttacker',
+    'OwnedPairs',
+]

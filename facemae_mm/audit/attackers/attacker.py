@@ -1,6 +1,5 @@
 """What an attacker is: networks that embed the photos he holds and the faces that were released."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,24 +9,37 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ...models.embedders import FaceEmbedder
+from ...open_embedder import open_embedder
 
 
-class Attacker(ABC):
+class Attacker:
     """An attacker of a released set of faces.
 
     He embeds real photos by `photo_network` and released faces by `released_network`, maps the latter's embeddings by
-    `map_released`, and compares both by cosine. Embeddings are kept by the fingerprint of the network that made them, so
-    attackers that share a network share its work.
+    `map_released`, and compares both by cosine. Embeddings are kept by the fingerprint of the network that made them,
+    so attackers that share a network share its work. Networks are where they were made, or where `fit` was told to
+    compute: move them before use.
 
     A subclass is registered in `mmpretrain.registry.TASK_UTILS`; its arguments are in a recipe (`configs/audit.py`).
+    One that learns derives from `LearningAttacker`.
+
+    Args:
+        embedder: What he starts from: arguments of `open_embedder`.
 
     Attributes:
         needs_pairs: Whether he learns from pairs of a photo and its release that he owns; then `fit` is called first.
         budget: What learning may cost at most, by name and unit, for the report; empty where nothing is learnt.
+
+    Raises:
+        FileNotFoundError: The embedder's checkpoint or recipe does not exist.
+        ValueError: It is no embedder, or is damaged.
     """
 
     needs_pairs: bool = False
     budget: Mapping[str, float] = {}
+
+    def __init__(self, embedder: Mapping) -> None:
+        self.embedder = open_embedder(**embedder)
 
     def fit(self, owned: Dataset, folder: Path, device: torch.device) -> dict[str, float]:
         """Learns from what the attacker owns, within his budget.
@@ -48,12 +60,13 @@ class Attacker(ABC):
         raise NotImplementedError(f'{type(self).__name__} learns nothing.')
 
     @property
-    @abstractmethod
     def photo_network(self) -> FaceEmbedder | nn.Module:
         """Embeds real photos: (N, 3, H, H) RGB in [0, 255] -> tuple whose last entry is (N, D).
 
-        It has `mean` (a tensor on its device) and `fingerprint(device)`, as `FaceEmbedder`.
+        It has `mean` (a tensor on its device) and `fingerprint(device)`, as `FaceEmbedder`. By default it is the
+        embedder as it is.
         """
+        return self.embedder
 
     @property
     def released_network(self) -> FaceEmbedder | nn.Module:
@@ -61,9 +74,31 @@ class Attacker(ABC):
         return self.photo_network
 
     def map_released(self, embeddings: np.ndarray) -> np.ndarray:
-        """Takes embeddings of released faces (N, D') to those of photos (N, D), float32; by default they are that."""
+        """Takes embeddings of released faces to where those of photos lie; by default they are there.
+
+        Args:
+            embeddings: f(x) + f(flip x) by `released_network`, raw, (N, D').
+
+        Returns:
+            (N, D) float32, of any norm.
+        """
         return embeddings
 
-    @abstractmethod
     def describe(self) -> dict:
-        """What he is, for the report: SHA-256 of his embedder and his settings."""
+        """What he is, for the report: his class, the SHA-256 of his embedder's file, and his settings."""
+        return dict(type=type(self).__name__, embedder=describe_embedder(self.embedder), **self.settings())
+
+    def settings(self) -> dict:
+        """His arguments beside the embedder, as plain values."""
+        return {}
+
+
+def describe_embedder(embedder: FaceEmbedder) -> dict:
+    """An embedder for a report, without the place of its file."""
+    return dict(
+        network=type(embedder.backbone).__name__,
+        sha256=embedder.sha256,
+        channel_order=embedder.channel_order,
+        mean=[round(value, 4) for value in embedder.mean.flatten().tolist()],
+        std=[round(value, 4) for value in embedder.std.flatten().tolist()],
+    )
