@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from facemae_mm.audit.audited_sets import OwnedPairs, asked_photos, match_sets, own_identities
+from facemae_mm.audit.audited_sets import OwnedPairs, match_sets, memberships, own_identities
 from facemae_mm.datasets.face_source import open_faces
 from facemae_mm.datasets.recordio import RecordWriter
 from facemae_mm.evaluation.links import read_links
@@ -78,7 +78,7 @@ def test_nothing_in_common_is_said(sets):
     matched = match_sets(sets[0], sets[1])
     assert matched.by == 'none' and (matched.released_identity == -1).all() and matched.drawn.size == 0
     assert matched.notes[-1] == 'No identity has the same name in both sets.'
-    assert asked_photos(matched, matched.drawn)[1].tolist() == [True] * 6
+    assert memberships(matched, matched.drawn).tolist() == [1] * 6
 
 
 def test_a_set_without_identities_still_has_sources(tmp_path, sets):
@@ -170,8 +170,8 @@ def test_an_attacker_owns_the_same_share_again(many):
     for share in (1, -0.1, 1.5):
         with pytest.raises(ValueError, match='a share of'):
             own_identities(matched, share, 0)
-    asked, member = asked_photos(matched, owned)
-    assert len(asked) == 3 * 14 and member.all() and not np.isin(matched.real_identity[asked], owned).any()
+    member = memberships(matched, owned)
+    assert (member == 1).sum() == 3 * 14 and (member[np.isin(matched.real_identity, owned)] == -1).all()
 
 
 def test_pairs_by_names_show_one_person_and_stay_the_same(many):
@@ -203,10 +203,10 @@ def test_pairs_by_links_are_a_face_and_its_own_photo(sets):
     assert len(OwnedPairs(real, released, matched, np.array([], np.int64))) == 0
 
 
-def test_asked_photos_tell_members(sets):
+def test_members_are_who_has_a_released_face(sets):
     matched = match_sets(*sets)
-    asked, member = asked_photos(matched, np.array([0]))
-    assert asked.tolist() == [3, 4, 5] and member.tolist() == [True, False, False]
+    assert memberships(matched, np.array([], int)).tolist() == [1, 1, 1, 1, 0, 0]
+    assert memberships(matched, np.array([0])).tolist() == [-1, -1, -1, 1, 0, 0]
 
 
 def test_300000_faces_take_seconds(tmp_path):

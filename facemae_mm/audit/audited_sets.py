@@ -161,25 +161,24 @@ def own_identities(matched: MatchedSets, share: float, seed: int) -> np.ndarray:
     return np.sort(drawn[chosen[: int(share * len(drawn))]])
 
 
-def asked_photos(matched: MatchedSets, owned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The photos by which membership is asked, and whether their person is in the released set.
+def memberships(matched: MatchedSets, owned: np.ndarray) -> np.ndarray:
+    """Whether the person on each photo is in the released set: 1, 0, or −1 where nobody asks; (N,) int8.
+
+    Nobody asks about people whom the attacker owns, or whom the real set does not name.
 
     Paper gap: where nothing says who is who ('none'), every photo counts as a member's: the real set is what the
     release is said to be made from, and only people of another set are known not to be in it.
 
     Args:
         matched: The sets.
-        owned: Identities that the attacker owns, which he does not ask about.
-
-    Returns:
-        Numbers of the photos (Q,) int64, ascending, and whether each is a member's, (Q,) bool.
+        owned: Identities that the attacker owns.
     """
     identity = matched.real_identity
     if matched.by == 'none':
-        asked = np.flatnonzero(~np.isin(identity, owned))
-        return asked, np.ones(len(asked), bool)
-    asked = np.flatnonzero((identity >= 0) & ~np.isin(identity, owned))
-    return asked, np.isin(identity[asked], matched.released_people)
+        return np.ones(len(identity), np.int8)
+    member = np.isin(identity, matched.released_people).astype(np.int8)
+    member[(identity < 0) | np.isin(identity, owned)] = -1
+    return member
 
 
 class OwnedPairs(Dataset):
