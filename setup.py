@@ -58,7 +58,10 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['facemae_mm', 'facemae_mm.*']),
-    package_data={'facemae_mm.audit.report': ['report.css', 'report.html.jinja'], 'facemae_mm.release': ['*.schema.json']},
+    package_data={
+        'facemae_mm.audit.report': ['report.css', 'report.html.jinja'],
+        'facemae_mm.release': ['*.schema.json'],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     cmdclass=dict(build_py=BuildWithRecipes),

@@ -277,7 +277,7 @@ def test_a_reduction_is_said_to_be_shown_only_where_its_whole_interval_is_above_
     text = texts(report)['Against the real photos']
     assert says in text
     assert ('reduces' in text.replace('does not reduce', '')) == (verdict == 'reduced')
-    assert f'A reduction was shown for {2 + (verdict == "reduced")} of 3 attackers.' in text
+    assert f'Over all attackers, a reduction was shown for {2 + (verdict == "reduced")} of 3.' in text
 
 
 def test_a_reduction_to_the_level_of_chance_is_no_removal():
@@ -640,3 +640,272 @@ def test_a_report_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypa
     with pytest.raises(OSError, match='the disk is full'):
         write_report(report, tmp_path)
     assert path.read_bytes() == before and not list(tmp_path.glob('*.partial'))
+
+
+# The page in a browser
+
+#: Colours of all texts against what lies behind them, as WCAG 2 reckons contrast; and of the charts' lines.
+CONTRAST = """() => {
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const channel = value => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const behind = element => {
+    for (; element; element = element.parentElement) {
+      const colour = parse(getComputedStyle(element).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour;
+      if (colour[3] !== 0) throw Error('half transparent');
+    }
+    throw Error('no background');
+  };
+  const contrast = (colour, element) => {
+    const [a, b] = [luminance(parse(colour)), luminance(behind(element))].sort((a, b) => b - a);
+    return (a + 0.05) / (b + 0.05);
+  };
+  const found = {text: [], chart: [], line: [], paper: luminance(behind(document.body))};
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || element.closest('title, desc')) continue;
+    const style = getComputedStyle(element), drawn = element.closest('svg');
+    found[drawn ? 'chart' : 'text'].push([contrast(drawn ? style.fill : style.color, element), element.textContent]);
+  }
+  for (const line of document.querySelectorAll('.line, .bar, .chance, .rule, .axis, .marker.hollow'))
+    found.line.push([contrast(getComputedStyle(line).stroke, line), line.getAttribute('class')]);
+  return found;
+}"""
+#: What is cut off at the right, what overlaps, and what leaves its chart.
+LAYOUT = """() => {
+  const faults = [], boxes = [];
+  const wide = document.documentElement.scrollWidth;
+  if (wide > innerWidth) faults.push(`the page is ${wide} wide`);
+  const hit = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5;
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, element = node.parentElement;
+    if (!node.data.trim() || element.closest('svg, .scroll, .skip, h4 + figure > figcaption')) continue;
+    if (!element.checkVisibility()) continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    for (const box of range.getClientRects()) boxes.push([box, node.data]);
+  }
+  boxes.forEach(([box, text], n) => {
+    if (box.left < -0.5 || box.right > innerWidth + 0.5) faults.push(`cut off: ${text}`);
+    for (const [other, words] of boxes.slice(n + 1, n + 40)) if (hit(box, other)) faults.push(`${text} over ${words}`);
+  });
+  for (const chart of document.querySelectorAll('.chart')) {
+    if (!chart.checkVisibility()) continue;
+    const frame = chart.getBoundingClientRect();
+    const texts = [...chart.querySelectorAll('text')].map(text => [text.getBoundingClientRect(), text.textContent]);
+    if (frame.width < 250) faults.push(`a chart is ${frame.width} wide`);
+    texts.forEach(([box, text], n) => {
+      if (box.left < Math.max(frame.left - 8, 0) || box.right > Math.min(frame.right + 8, innerWidth)
+        || box.top < frame.top - 1 || box.bottom > frame.bottom + 1) faults.push(`out of its chart: ${text}`);
+      if (box.height < 10) faults.push(`${text} is ${box.height} high`);
+      for (const [other, words] of texts.slice(n + 1)) if (hit(box, other)) faults.push(`${text} over ${words}`);
+    });
+    for (const mark of chart.querySelectorAll('.marker, .bar, .line, .chance')) {
+      const box = mark.getBoundingClientRect();
+      if (box.left < frame.left - 1 || box.right > frame.right + 1
+        || box.top < frame.top - 1 || box.bottom > frame.bottom)
+        faults.push(`a ${mark.getAttribute('class')} leaves its chart`);
+    }
+  }
+  for (const picture of document.images)
+    if (!picture.complete || !picture.naturalWidth) faults.push(`no picture: ${picture.alt}`);
+  return [faults, boxes.length];
+}"""
+STRUCTURE = """() => {
+  const faults = [], all = [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')];
+  const heads = all.map(head => Number(head.tagName[1]));
+  if (heads.filter(level => level === 1).length !== 1 || heads[0] !== 1) faults.push('h1');
+  heads.forEach((level, n) => { if (n && level > heads[n - 1] + 1) faults.push(`h${heads[n - 1]} then h${level}`); });
+  if (document.documentElement.lang !== 'en') faults.push('lang');
+  for (const landmark of ['header', 'nav', 'main', 'footer'])
+    if (document.querySelectorAll(`body > ${landmark}`).length !== 1) faults.push(landmark);
+  const ids = [...document.querySelectorAll('[id]')].map(element => element.id);
+  if (new Set(ids).size !== ids.length) faults.push('an id twice');
+  for (const table of document.querySelectorAll('table')) {
+    if (!table.caption?.textContent.trim()) faults.push('a table without caption');
+    if ([...table.querySelectorAll('th')].some(head => !head.scope)) faults.push('a head without scope');
+    const region = table.closest('[role=region]');
+    if (region?.tabIndex !== 0 || region.getAttribute('aria-labelledby') !== table.caption.id) faults.push('region');
+  }
+  for (const chart of document.querySelectorAll('.chart')) {
+    if (chart.getAttribute('role') !== 'img') faults.push('a chart is no image');
+    for (const id of chart.getAttribute('aria-labelledby').split(' '))
+      if (!document.getElementById(id)?.textContent.trim()) faults.push(`${id} says nothing`);
+    const looks = [...chart.querySelectorAll('.line')].map(line => line.getAttribute('stroke-dasharray'));
+    if (new Set(looks).size !== looks.length) faults.push('two lines differ in colour alone');
+  }
+  for (const link of document.querySelectorAll('a'))
+    if (!document.querySelector(link.getAttribute('href'))) faults.push(`${link.href} leads nowhere`);
+  for (const picture of document.images) if (!picture.alt) faults.push('a picture without alt');
+  return faults;
+}"""
+
+FOCUSED = """() => {
+  const element = document.activeElement, style = getComputedStyle(element);
+  return [`${element.tagName}.${element.className}`, style.outlineStyle + parseFloat(style.outlineWidth)];
+}"""
+
+
+@pytest.fixture(scope='module')
+def browser():
+    if CHROMIUM is None:
+        pytest.skip('no Chromium is installed (chromium, chromium-browser or google-chrome)')
+    playwright = pytest.importorskip('playwright.sync_api', reason='the extra `test` brings playwright')
+    with playwright.sync_playwright() as running:
+        root = hasattr(os, 'geteuid') and os.geteuid() == 0
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'] if root else [])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    report = sample()
+    return write_report(report, tmp_path_factory.mktemp('audit'), pictures(report))
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page; gives it, what it asked for and what it complained of."""
+    contexts = []
+
+    def open_page(path, width=1280, scheme='light', **more):
+        context = browser.new_context(viewport=dict(width=width, height=844), color_scheme=scheme, offline=True, **more)
+        contexts.append(context)
+        page = context.new_page()
+        asked, said = [], []
+        page.on('request', lambda request: asked.append(request))
+        page.on('console', lambda message: said.append(message.text))
+        page.on('pageerror', lambda error: said.append(str(error)))
+        page.goto(path.as_uri())
+        return page, asked, said
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def open_all(page):
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [1280, 390])
+def test_the_page_is_whole_and_readable_in_a_browser(opened, written, width, scheme):
+    page, asked, said = opened(written, width, scheme)
+    for _ in range(2):
+        faults, texts = page.evaluate(LAYOUT)
+        assert faults == [] and texts > 100
+        open_all(page)
+    contrast = page.evaluate(CONTRAST)
+    assert (contrast['paper'] < 0.02) == (scheme == 'dark')
+    for kind, least in (('text', 4.5), ('chart', 4.5), ('line', 3.0)):
+        assert len(contrast[kind]) > 50
+        assert [found for found in contrast[kind] if found[0] < least] == []
+    assert [request.url for request in asked if not request.url.startswith('data:')] == [written.as_uri()]
+    assert said == []
+
+
+def test_the_page_lets_nothing_in(opened, written, tmp_path):
+    """The policy stops what a fault in escaping would let in, and the test above would hear it."""
+    page = written.read_text(encoding='utf-8')
+    for name, evil in (
+        ('script', '<script>document.title = "taken"</script>'),
+        ('image', '<img src="https://example.invalid/a.png" onerror="document.title = `taken`">'),
+        ('style', '<style>body { display: none }</style>'),
+    ):
+        changed = tmp_path / f'{name}.html'
+        changed.write_text(page.replace('<main', f'{evil}<main'), encoding='utf-8')
+        shown, asked, said = opened(changed)
+        assert any('Content Security Policy' in line for line in said), name
+        assert 'taken' not in shown.title() and shown.locator('h1').is_visible()
+        sent = [request for request in asked if not request.url.startswith(('data:', 'file:'))]
+        assert [request.failure for request in sent] == ['csp'] * (name == 'image')
+
+
+@pytest.mark.parametrize('change', [None, *CHANGES], ids=lambda change: getattr(change, '__name__', 'whole'))
+def test_headings_tables_and_charts_have_their_names(opened, tmp_path, change):
+    report = sample() if change is None else change(sample())
+    page, _, said = opened(write_report(report, tmp_path), 390)
+    open_all(page)
+    assert page.evaluate(STRUCTURE) == [] and said == []
+    assert page.evaluate(LAYOUT)[0] == []
+
+
+def test_names_of_any_length_and_kind_leave_the_page_its_width(opened, tmp_path):
+    name = 'a_name_without_any_space_' * 12 + '<b>'
+    report = sample()
+    report['attackers'][name] = report['attackers'].pop(report['headline']['attacker'])
+    report['headline']['attacker'] = name
+    report['released']['name'] = report['matching']['notes'][0] = report['utility'][1]['recogniser'] = name
+    page, _, said = opened(write_report(report, tmp_path), 390)
+    open_all(page)
+    assert page.evaluate(LAYOUT)[0] == [] and said == []
+    assert name in page.locator('h1').inner_text()
+
+
+def test_everything_is_reached_by_keyboard(opened, written):
+    page, _, _ = opened(written, 390)
+    focused = 'document.activeElement'
+    page.keyboard.press('Tab')
+    assert page.evaluate(f'{focused}.className') == 'skip'
+    assert page.evaluate(f'{focused}.getBoundingClientRect().top') >= 0
+    page.keyboard.press('Enter')
+    assert page.evaluate(f'{focused}.id') == 'main'
+
+    page.evaluate('document.activeElement.blur(); scrollTo(0, 0)')
+    page.reload()
+    reached, unmarked = [], []
+    for _ in range(400):
+        page.keyboard.press('Tab')
+        kind, style = page.evaluate(FOCUSED)
+        if kind == 'BODY.':
+            break
+        reached.append(kind)
+        if kind != 'A.skip' and (style.startswith('none') or float(re.search('[0-9.]+', style)[0]) < 2):
+            unmarked.append(kind)
+    rules = {'A.': 'nav a', 'DIV.scroll': '.scroll', 'SUMMARY.': 'summary'}
+    count = {kind: page.locator(f'{rule}:visible').count() for kind, rule in rules.items()}
+    assert unmarked == [] and min(count.values()) > 4
+    assert {kind: reached.count(kind) for kind in count} == count
+
+    summary = page.locator('summary', has_text='The numbers of these curves').first
+    summary.focus()
+    page.keyboard.press('Enter')
+    region = page.locator('[aria-labelledby=curves-0]')
+    assert 'Leakage over the number of identities' in page.locator('#curves-0').inner_text()
+    assert region.is_visible()
+    page.keyboard.press('Tab')
+    assert region.evaluate('element => element === document.activeElement')
+    page.keyboard.press('ArrowRight')
+    for _ in range(40):  # scrolling is smooth; the page's policy forbids wait_for_function
+        if region.evaluate('element => element.scrollLeft') > 0:
+            break
+        page.wait_for_timeout(50)
+    else:
+        pytest.fail('an arrow key did not scroll the table')
+    page.keyboard.press('Shift+Tab')
+    page.keyboard.press('Enter')
+    assert not region.is_visible()
+
+
+def test_print_shows_what_is_folded_and_motion_stops_where_asked(opened, written):
+    page, _, _ = opened(written, 1280, 'dark', reduced_motion='reduce')
+    assert page.evaluate('getComputedStyle(document.documentElement).scrollBehavior') == 'auto'
+    folded = page.locator('[aria-labelledby=curves-1]')
+    assert not folded.is_visible() and page.locator('nav').is_visible()
+    page.emulate_media(media='print')
+    assert folded.is_visible() and not page.locator('nav').is_visible()
+    assert page.evaluate(CONTRAST)['paper'] > 0.9
+
+
+def test_the_warning_of_a_private_page_is_the_first_thing_seen(opened, tmp_path):
+    report = sample()
+    page, _, said = opened(write_report(report, tmp_path, pictures(report), show_faces=True), 390)
+    banner = page.get_by_role('complementary', name='Warning')
+    assert banner.bounding_box()['y'] < 100 and 'for its owner alone' in banner.inner_text()
+    assert page.evaluate(LAYOUT)[0] == [] and said == []

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from .axis import Axis
 
 WIDTH, HEIGHT = 420, 310
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 24, 44
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 24, 48
 #: Outlines around (0, 0); the sixth and later ones are hollow.
 _MARKERS = (
     'M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z',
@@ -170,14 +170,15 @@ class Chart:
         for value, text in self.x.ticks:
             left = self._left(value)
             self._add(self._svg, 'path', **{'class': 'axis'}, d=f'M{left:.1f},{bottom}v4')
-            place = dict(x=f'{left:.1f}', y=str(bottom + 17))
+            place = dict(x=f'{left:.1f}', y=str(bottom + 20))
             at_end = left > WIDTH - RIGHT - 12
             self._add(self._svg, 'text', text, **place, **{'text-anchor': 'end' if at_end else 'middle'})
         self._add(self._svg, 'path', **{'class': 'axis'}, d=f'M{self.left},{bottom}H{WIDTH - RIGHT}')
         middle = (self.left + WIDTH - RIGHT) / 2
         place = dict(x=f'{middle:.1f}', y=str(self.height - 8))
         self._add(self._svg, 'text', self.x.label, **place, **{'text-anchor': 'middle', 'class': 'label'})
-        self._add(self._svg, 'text', self.y.label, x='4', y='12', **{'class': 'label'})
+        if self.y.label:
+            self._add(self._svg, 'text', self.y.label, x='4', y='12', **{'class': 'label'})
 
     def _group(self, style: int) -> ElementTree.Element:
         return ElementTree.SubElement(self._svg, 'g', {'class': f'series s{style % STYLES}'})

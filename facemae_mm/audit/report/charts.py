@@ -60,7 +60,7 @@ def attackers_chart(report: dict, rows: dict[str, list[dict]]) -> Chart | None:
         chart.words(_short(attacker), 0, len(found) - place - 0.62, 21)
         chance = next((cell['chance'] for cell in row[1:] if cell and cell['chance'] is not None), None)
         if chance is not None:
-            lines.append([(chance, len(found) - place - 0.3), (chance, len(found) - place - 0.94)])
+            lines.append([(chance, len(found) - place - 0.37), (chance, len(found) - place - 0.94)])
     if lines:
         chart.chance('chance', *lines)
     return chart
@@ -144,12 +144,13 @@ def roc_chart(name: str, rows: dict[str, list[dict]], attacker: str) -> Chart | 
     luck = np.geomspace(start, 1, 60)
     chart.chance('chance', list(zip(luck, luck)))
     for style, (label, of, curve) in enumerate(curves):
+        enters = float(np.interp(start, [row['fpr'] for row in curve], [row['tpr'] for row in curve]))
         seen = {}
         for row in (
             row for row in curve if row['fpr'] >= start
         ):  # what lies in one unit of the chart shows as its last point
             seen[round(chart.x.position(row['fpr']), 2)] = (row['fpr'], row['tpr'])
-        chart.series(style, label, [_first(curve, start), *seen.values()], markers=False)
+        chart.series(style, label, [(start, enters), *seen.values()], markers=False)
         for measured in rows['membership']:
             if measured['measure'] != 'AUC' and measured['value'] is not None and of.items() <= measured.items():
                 chart.point(style, None, (measured['chance'], None, None), rate_of(measured, 'value'))
@@ -219,11 +220,6 @@ def utility_charts(report: dict, rows: dict[str, list[dict]]) -> list[Chart]:
             chart.point(methods.index(row['method']), row['method'], leakage, accuracy)
         charts.append(chart)
     return charts
-
-
-def _first(curve: list[dict], smallest: float) -> tuple[float, float]:
-    """Where a ROC enters a logarithmic axis: the most that is reached at or below its smallest rate."""
-    return smallest, max((row['tpr'] for row in curve if row['fpr'] <= smallest), default=0.0)
 
 
 def _ends(rows: list[dict]) -> list[float]:

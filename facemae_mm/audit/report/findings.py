@@ -192,7 +192,7 @@ def _reduction(report: dict, rows: dict) -> Iterator[Finding]:
         text += ' The two sets that were searched differ in size, so part of the difference may come from that.'
     if len(shown) > 1:
         count = sum(against_none(rate_of(other, 'difference')) == 'reduced' for other in shown.values())
-        text += f' A reduction was shown for {count} of {len(shown)} attackers.'
+        text += f' Over all attackers, a reduction was shown for {count} of {len(shown)}.'
     yield Finding(verdict, _REDUCTION, beside + text)
 
 
