@@ -7,6 +7,7 @@ import numpy as np
 
 from ..evaluation.intervals import bootstrap_interval, resampled_identities
 from ..evaluation.roc import roc_curve
+from ..evaluation.unit_rows import unit_rows
 from ..randomness import keyed_seed
 from .embedded_faces import EmbeddedFaces
 
@@ -109,12 +110,12 @@ def cohort_medians(photos: np.ndarray, released: np.ndarray, seed: int, cohort: 
         (Q,) float64.
     """
     draw = np.random.default_rng(keyed_seed('membership cohort', seed)).permutation(len(released))
-    others = _unit(released[np.sort(draw[:cohort])]).T
+    others = unit_rows(released[np.sort(draw[:cohort])]).T
     medians = np.empty(len(photos))
     rows = max(1, _BLOCK // max(others.shape))
     for start in range(0, len(photos), rows):
         block = slice(start, start + rows)
-        medians[block] = np.median(_unit(photos[block]) @ others, axis=1, overwrite_input=True)
+        medians[block] = np.median(unit_rows(photos[block]) @ others, axis=1, overwrite_input=True)
     return medians
 
 
@@ -215,8 +216,3 @@ def _occurrences(asked: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     place = np.searchsorted(names, asked)
     found = np.append(names, -1)[place] == asked
     return np.where(found & (asked >= 0), np.append(counts, 0)[place], 0)
-
-
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    norms = np.sqrt(np.einsum('nd,nd->n', embeddings, embeddings, dtype=np.float64))
-    return (embeddings / norms[:, None]).astype(np.float32)
