@@ -121,6 +121,7 @@ def attacker(level):
             source_nearest=rate(0.14),
             threshold=0.512,
             above_threshold=rate(level / 4),
+            above_threshold_same_person=rate(level / 6),
             pixel_copies=dict(count=0, threshold=0.99),
             worst=worst,
         ),
@@ -292,6 +293,8 @@ def test_sets_of_different_size_are_said_to_be_so():
     assert 'differ in size' not in texts(report)['Against the real photos']
     headline(report)['difference']['points'][-1]['equal_galleries'] = False
     assert 'differ in size' in texts(report)['Against the real photos']
+    headline(report)['difference']['points'][-1] |= dict(equal_galleries=True, drawn_to_equal=True)
+    assert 'drawn down to the size of the other' in texts(report)['Against the real photos']
 
 
 def test_the_difference_of_fewer_identities_does_not_stand_in_for_that_of_all():
@@ -336,14 +339,42 @@ def test_too_few_non_members_leave_only_the_area():
     assert 'too few people' in text and 'area under the curve of' in text and 'accusing' not in text
 
 
-def test_near_duplicates_and_copies_are_judged_by_their_numbers():
+@pytest.mark.parametrize(
+    ('above', 'same', 'own', 'verdict', 'says'),
+    [
+        (
+            [0.08, 0.06, 0.1],
+            [0.05, 0.03, 0.07],
+            None,
+            'leaks',
+            'the very person whom the face stands for. That is above',
+        ),
+        ([0.08, 0.06, 0.1], [0.0, 0.0, 0.005], [0.001, 0.0005, 0.002], 'leaks', '(by chance 0.0076 %). That is above'),
+        ([0.08, 0.06, 0.1], [0.005, 0.0, 0.012], [0.0, 0.0, 0.001], 'to be looked at', 'Nearness alone is no leak'),
+        ([0.08, 0.06, 0.1], None, None, 'to be looked at', 'Nearness alone is no leak'),
+        ([0.012, 0.008, 0.02], None, None, 'cannot tell from chance', 'does not show that nothing leaks'),
+        ([0.001, 0.0, 0.004], None, None, 'note', 'like nobody’s photo'),
+        ([0.08, None, None], None, None, 'not measured', 'nothing follows'),
+    ],
+)
+def test_nearness_leaks_only_where_it_is_the_right_person(above, same, own, verdict, says):
     report = sample()
-    assert (verdicts(report)['Near duplicates'], verdicts(report)['Copies by pixels']) == ('leaks', 'note')
     for attacker in report['attackers'].values():
-        attacker['near_duplicates']['above_threshold'] = [0.001, 0.0, 0.004]
+        attacker['near_duplicates'] |= dict(above_threshold=above, above_threshold_same_person=same, source_nearest=own)
+    assert verdicts(report)['Near duplicates'] == verdict
+    assert says in texts(report)['Near duplicates']
+    assert ('it leaks' in texts(report)['Near duplicates']) == (verdict == 'leaks')
+
+
+def test_copies_by_pixels_are_to_be_looked_at():
+    report = sample()
+    assert verdicts(report)['Copies by pixels'] == 'note'
     headline(report)['near_duplicates']['pixel_copies']['count'] = 1
-    assert (verdicts(report)['Near duplicates'], verdicts(report)['Copies by pixels']) == ('note', 'leaks')
+    assert verdicts(report)['Copies by pixels'] == 'to be looked at'
     assert '1 released face is all but a copy' in texts(report)['Copies by pixels']
+    for attacker in report['attackers'].values():
+        attacker['near_duplicates']['pixel_copies'] = None
+    assert 'Copies by pixels' not in verdicts(report)
 
 
 def test_utility_that_may_be_guessing_is_said_to_be_so():
@@ -491,7 +522,7 @@ def only_strangers(report):
     """No links and no names: near duplicates alone."""
     for attacker in report['attackers'].values():
         attacker |= dict(leakage={}, difference=None, membership=None)
-        attacker['near_duplicates']['source_nearest'] = None
+        attacker['near_duplicates'] |= dict(source_nearest=None, above_threshold_same_person=None)
     return report | dict(headline=None, utility=[], compared=None)
 
 

@@ -9,7 +9,7 @@ class Finding:
 
     Attributes:
         verdict: In two or three words: 'leaks', 'cannot tell from chance', 'below chance', 'reduced', 'no reduction
-            shown', 'leaks more', 'not measured' or 'note'.
+            shown', 'leaks more', 'to be looked at', 'not measured' or 'note'.
         topic: What it is about, as a heading.
         text: Sentences for people who know no statistics.
     """

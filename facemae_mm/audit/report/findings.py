@@ -17,8 +17,6 @@ from .wording import (
 
 _FINDING = 'Finding a person'
 _REDUCTION = 'Against the real photos'
-_NEAR = 'Near duplicates'
-_COPIES = 'Copies by pixels'
 
 #: Verdict and sentence, by where the interval of a rate lies.
 _AGAINST_CHANCE = {
@@ -188,6 +186,8 @@ def _reduction(report: dict, rows: dict) -> Iterator[Finding]:
     else:
         reason = 'the interval includes 0' if has_interval(difference) else 'there is no interval'
         text = f'Original minus released is {amount}. No reduction was shown: {reason}.'
+    if point['drawn_to_equal']:
+        text += ' For the difference the larger of the two sets was drawn down to the size of the other.'
     if point['equal_galleries'] is False:
         text += ' The two sets that were searched differ in size, so part of the difference may come from that.'
     if len(shown) > 1:
@@ -306,38 +306,59 @@ def _membership(report: dict, rows: dict) -> Iterator[Finding]:
 
 def _near_duplicates(report: dict, rows: dict) -> Iterator[Finding]:
     near = [row for row in rows['near_duplicates'] if row['value'] is not None]
-    above = [row for row in near if row['measure'] == 'above_threshold']
-    if above:
-        row = max(above, key=lambda row: row['value'])
-        own = find(near, attacker=row['attacker'], measure='source_nearest')
-        text = (
-            f'For attacker “{row["attacker"]}”, {with_interval(rate_of(row, "value"))} of the released faces '
-            'lie nearer to a real photo than 99\u00a0% of photos lie to any photo of another person.'
+    images = dig(report, 'real', 'images')
+    found = []
+    for attacker in dict.fromkeys(row['attacker'] for row in near):
+        above, same, own = (
+            rate_of(find(near, attacker=attacker, measure=measure), 'value')
+            for measure in ('above_threshold', 'above_threshold_same_person', 'source_nearest')
         )
+        if above:
+            found.append((attacker, above, same, own))
+    if found:
+        attacker, above, same, own = max(found, key=lambda of: (of[2] or [0])[0] or of[1][0])
+        text = (
+            f'For attacker “{attacker}”, {with_interval(above)} of the released faces lie nearer to a real photo than '
+            '99\u00a0% of photos lie to any photo of another person (strangers would make it 1\u00a0%).'
+        )
+        if same:
+            text += f' For {with_interval(same)} that photo shows the very person whom the face stands for.'
         if own:
+            text += f' For {with_interval(own)} the nearest of all photos is the very one that the face was made from'
+            text += f' (by chance {percent(1 / images)}).' if images else '.'
+        verdict = against_chance(above, 0.01)
+        if 'leaks' in (against_chance(same, 0.01), against_chance(own, 1 / images if images else None)):
+            verdict = 'leaks'
+            text += f' {_AGAINST_CHANCE[verdict]}'
+        elif verdict == 'leaks':
+            verdict = 'to be looked at'
             text += (
-                f' For {with_interval(rate_of(own, "value"))} the nearest of all photos is the very one that the '
-                'face was made from.'
+                ' Nearness alone is no leak, for a blurred photo may lie near to every face. Look at the worst cases.'
             )
-        if against_chance(rate_of(row, 'value'), 0.01) == 'below chance':
-            text += ' Strangers would make it 1\u00a0%: by this measure released faces look like nobody’s photo.'
-            yield Finding('note', _NEAR, text)
+        elif verdict == 'below chance':
+            verdict = 'note'
+            text += ' By this measure released faces look like nobody’s photo.'
         else:
-            yield _rated(_NEAR, text, rate_of(row, 'value'), 0.01)
+            text += f' {_AGAINST_CHANCE[verdict]}'
+        yield Finding(verdict, 'Near duplicates', text)
     copies = [row for row in near if row['measure'] == 'pixel_copies']
     if copies:
         row = max(copies, key=lambda row: row['value'])
         threshold = find(near, attacker=row['attacker'], measure='pixel_copies_threshold')
-        bar = f' (correlation of small grey pictures at least {threshold["value"]:g})' if threshold else ''
+        bar = f' (correlation at least {threshold["value"]:g})' if threshold else ''
         if row['value']:
             are = plural(row['value'], 'released face is', 'released faces are')
-            yield Finding('leaks', _COPIES, f'{are} all but a copy of a photo{bar}.')
+            yield Finding(
+                'to be looked at',
+                'Copies by pixels',
+                f'Made small and grey, {are} all but a copy of a photo{bar}: see the worst cases.',
+            )
         else:
             yield Finding(
                 'note',
-                _COPIES,
-                f'No released face was found to be a copy of a photo by its pixels{bar}. Copies that were turned, '
-                'mirrored or recoloured need not show in this search.',
+                'Copies by pixels',
+                f'Made small and grey, no released face is all but a copy of a photo{bar}. Copies that were turned, '
+                'cut or changed in part need not show in this search.',
             )
 
 

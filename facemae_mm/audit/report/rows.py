@@ -8,7 +8,7 @@ from .wording import measured
 COLUMNS = {
     'leakage': 'attacker pairing counted k rate low high chance identities queries gallery',
     'curves': 'attacker pairing counted k rate low high chance identities queries gallery draws',
-    'difference': 'attacker counted k difference low high identities equal_galleries',
+    'difference': 'attacker counted k difference low high identities equal_galleries drawn_to_equal',
     'membership': 'attacker counted score measure value low high chance',
     'roc': 'attacker counted score fpr tpr',
     'near_duplicates': 'attacker measure value low high',
@@ -122,6 +122,7 @@ def _differences(report: dict) -> Iterator[dict]:
                             **_interval('difference', rate),
                             identities=point['identities'],
                             equal_galleries=point.get('equal_galleries'),
+                            drawn_to_equal=point.get('drawn_to_equal'),
                         )
 
 
@@ -149,7 +150,7 @@ def _roc(report: dict) -> Iterator[dict]:
 
 def _near_duplicates(report: dict) -> Iterator[dict]:
     for attacker, near in _by_attacker(report, 'near_duplicates'):
-        for measure in ('source_nearest', 'above_threshold'):
+        for measure in ('above_threshold', 'above_threshold_same_person', 'source_nearest'):
             yield dict(attacker=attacker, measure=measure, **_interval('value', near.get(measure)))
         for measure, value in (
             ('threshold', near.get('threshold')),

@@ -164,20 +164,23 @@ def near_table(rows: dict[str, list[dict]]) -> Table | None:
         [
             'Attacker',
             'Nearer than 99\u00a0% of strangers’ photos',
+            'and to a photo of the same person',
             'Nearest photo is its own source',
             'Copies by pixels',
         ],
-        notes='By chance 1\u00a0% would lie nearer than 99\u00a0% of strangers’ photos.',
+        notes='By chance 1\u00a0% would lie nearer than 99\u00a0% of strangers’ photos. '
+        'The largest of a column is marked ▲.',
     )
     shares = []
     for attacker in dict.fromkeys(row['attacker'] for row in mine):
-        above, own, copies = (
+        above, same, own, copies = (
             find(mine, attacker=attacker, measure=measure)
-            for measure in ('above_threshold', 'source_nearest', 'pixel_copies')
+            for measure in ('above_threshold', 'above_threshold_same_person', 'source_nearest', 'pixel_copies')
         )
-        shares.append(above['value'])
-        table.add(attacker, rate_of(above, 'value'), rate_of(own, 'value'), copies['value'])
-    table.mark_worst(1, shares)
+        shares.append((above['value'], same['value'], own['value']))
+        table.add(attacker, *(rate_of(row, 'value') for row in (above, same, own)), copies['value'])
+    for column, rates in enumerate(zip(*shares), 1):
+        table.mark_worst(column, list(rates))
     return table
 
 
