@@ -26,6 +26,7 @@ from facemae_mm.datasets.load_face import decode_face
 from facemae_mm.datasets.masked_dataset import decode_masked, encode_masked
 from facemae_mm.datasets.recordio import RecordWriter
 from facemae_mm.datasets.verification_pairs import read_pairs
+from facemae_mm.evaluation.links import read_links
 from facemae_mm.release.audit import read_audit
 from facemae_mm.release.card import draw_card
 from facemae_mm.release.check import check_release
@@ -327,10 +328,12 @@ def fuzz_release(folder: Path) -> Target:
 
 
 def fuzz_tables(folder: Path) -> Target:
-    """landmarks5.csv and keys.csv beside a folder of faces."""
+    """landmarks5.csv and keys.csv beside a folder of faces, and the links of a release."""
     fuzzed = folder / 'fuzzed'
     points = b'path,lex,ley,rex,rey,nx,ny,lmx,lmy,rmx,rmy\nA/1.jpg,1,2,3,4,5,6,7,8,9,10\nB/1,1,2,3,4,5,6,7.5,8e0,9,10\n'
     files = {fuzzed / 'landmarks5.csv': points, fuzzed / 'keys.csv': b'key,source_key\nA/1,x/1\nA/2,"x, y/2"\nB/1,z\n'}
+    head = b'released_path,released_label,source_key,source_label\n'
+    files[fuzzed / 'links.csv'] = head + b'A/1.jpg,0,x/1,x\nA/2,0,"x, y/2",x\nB/1.png,1,z,"z"\n'
     for name in ('A/1', 'A/2', 'B/1'):
         (fuzzed / name).parent.mkdir(parents=True, exist_ok=True)
         (fuzzed / f'{name}.jpg').write_bytes(picture())
@@ -339,6 +342,7 @@ def fuzz_tables(folder: Path) -> Target:
         source = open_faces(fuzzed)
         read_landmarks(source)
         source.keys[:]
+        read_links(fuzzed / 'links.csv', ['B/1', 'A/2', 'A/1'])
 
     return make_target(files, read)
 
