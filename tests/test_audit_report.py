@@ -931,6 +931,8 @@ def test_print_shows_what_is_folded_and_motion_stops_where_asked(opened, written
     assert not folded.is_visible() and page.locator('nav').is_visible()
     page.emulate_media(media='print')
     assert folded.is_visible() and not page.locator('nav').is_visible()
+    page.set_viewport_size(dict(width=718, height=1000))  # A4 between Chromium's margins
+    assert page.evaluate('document.documentElement.scrollWidth') <= 718
     assert page.evaluate(CONTRAST)['paper'] > 0.9
 
 

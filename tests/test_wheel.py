@@ -43,6 +43,8 @@ def test_holds_recipes_and_tools(installed, repository):
     packages = {path.parent.name for path in (repository / 'facemae_mm').rglob('__init__.py')}
     assert {name.split('/')[-2] for name in names if name.endswith('/__init__.py')} == packages
     assert not [name for name in names if name.startswith(('tests/', 'tools/', 'configs/'))]
+    files = [path for path in (repository / 'facemae_mm').rglob('*') if path.is_file() and path.suffix != '.pyc']
+    assert {path.relative_to(repository).as_posix() for path in files} <= set(names)
 
 
 def test_its_tools_and_recipes_work_from_elsewhere(installed, tmp_path):
