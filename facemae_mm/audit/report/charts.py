@@ -211,7 +211,7 @@ def utility_charts(report: dict, rows: dict[str, list[dict]]) -> list[Chart]:
         )
         chart = Chart(
             f'utility-{number}',
-            f'Utility against leakage: {recogniser} on {pairs}',
+            f'Utility against leakage: {" on ".join(filter(None, (recogniser, pairs)))}',
             said + '. Better is up and left.',
             Axis.of_rates(f'leakage at K = {headline_k(report)}', _known(leakage for leakage, _ in both)),
             Axis.of_rates('verification accuracy', _known(rate for _, rate in both), floor=1.0),

@@ -367,7 +367,8 @@ def _utility(rows: dict) -> Iterator[Finding]:
         if row['method'] != 'released' or row['accuracy'] is None:
             continue
         rate = rate_of(row, 'accuracy')
-        text = f'“{row["recogniser"]}” trained on released faces verifies {with_interval(rate)} of pairs of '
+        who = f'“{row["recogniser"]}”' if row['recogniser'] else 'A recogniser'
+        text = f'{who} trained on released faces verifies {with_interval(rate)} of pairs of '
         text += f'“{row["set"]}” rightly'
         text += f' ({number(row["pairs"])} pairs)' if row['pairs'] else ''
         originals = find(rows['utility'], method='original', recogniser=row['recogniser'], set=row['set'])

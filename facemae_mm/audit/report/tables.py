@@ -227,10 +227,10 @@ def utility_table(rows: dict[str, list[dict]]) -> Table | None:
 def audited_table(report: dict) -> Table:
     """The two sets: names, sizes and hashes."""
     table = Table('What was audited', ['Set', 'Name', 'Images', 'Identities', 'SHA-256'], words=(1, 4))
-    for part, hashed in (('real', 'keys_sha256'), ('released', 'manifest_sha256')):
+    for part in ('real', 'released'):
         of = report.get(part) or {}
-        what = 'keys' if part == 'real' else 'manifest'
-        digest = f'{of[hashed]} (of its {what})' if of.get(hashed) else 'none'
+        what = next((what for what in ('manifest', 'keys') if of.get(f'{what}_sha256')), None)
+        digest = f'{of[f"{what}_sha256"]} (of its {what})' if what else 'none'
         table.add(part, of.get('name') or 'unnamed', of.get('images'), of.get('identities'), digest)
     return table
 
