@@ -3,9 +3,9 @@
 #   tools/audit.py REAL RELEASED --links LINKS --attackers configs/audit.py --cfg-options attacker_embedder=weights/r50.pth
 #
 # An embedder is whatever `open_embedder` opens: 'dlib', an InsightFace pack, a checkpoint. Nothing in an ONNX graph says
-# how its input was normalised; where that is not as the class declares, give three numbers each:
+# how its input was normalised; where that is not as the class declares, give three numbers:
 #
-#   --cfg-options second_embedder=weights/pack second_mean="123.675 116.28 103.53" second_std="58.395 57.12 57.375"
+#   --cfg-options second_embedder=weights/pack second_mean=123.675/116.28/103.53 second_std=58.395/57.12/57.375
 custom_imports = dict(imports=['facemae_mm.audit.attackers'], allow_failed_imports=False)
 
 attacker_embedder = '{{$FACEMAE_ATTACKER_EMBEDDER:dlib}}'  # as it is, and what the attackers that learn start from
@@ -22,8 +22,8 @@ needs = dict(
 
 embedder = dict(
     checkpoint=attacker_embedder,
-    mean=[float(number) for number in attacker_mean.split() if number[0].isdigit()] or None,
-    std=[float(number) for number in attacker_std.split() if number[0].isdigit()] or None,
+    mean=[float(number) for number in attacker_mean.split('/') if number[:1].isdigit()] or None,
+    std=[float(number) for number in attacker_std.split('/') if number[:1].isdigit()] or None,
 )
 attackers = dict(
     embedder=dict(type='EmbedderAttacker', embedder=embedder),  # the paper's, section 3.4
@@ -36,7 +36,7 @@ if second_embedder != 'none':
         type='EmbedderAttacker',
         embedder=dict(
             checkpoint=second_embedder,
-            mean=[float(number) for number in second_mean.split() if number[0].isdigit()] or None,
-            std=[float(number) for number in second_std.split() if number[0].isdigit()] or None,
+            mean=[float(number) for number in second_mean.split('/') if number[:1].isdigit()] or None,
+            std=[float(number) for number in second_std.split('/') if number[:1].isdigit()] or None,
         ),
     )

@@ -32,13 +32,19 @@ class Attacker:
 
     Raises:
         FileNotFoundError: The embedder's checkpoint or recipe does not exist.
-        ValueError: It is no embedder, or is damaged.
+        ValueError: It is no embedder, or is damaged, or `mean` or `std` are not three numbers.
     """
 
     needs_pairs: bool = False
     budget: Mapping[str, float] = {}
 
     def __init__(self, embedder: Mapping) -> None:
+        for name in ('mean', 'std'):
+            if embedder.get(name) is not None and len(embedder[name]) != 3:
+                raise ValueError(
+                    f'{type(self).__name__}: {name} of the embedder is {list(embedder[name])}. Give three numbers, one '
+                    'a channel, or none for its own.'
+                )
         self.embedder = open_embedder(**embedder)
 
     def fit(self, owned: Dataset, folder: Path, device: torch.device) -> dict[str, float]:

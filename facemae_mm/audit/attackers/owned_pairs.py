@@ -79,9 +79,9 @@ class OwnedPairs:
         starts = np.cumsum(counts) - counts
         queue = np.empty(0, np.int64)
         while True:
-            if len(queue) < size:  # what is left waits for the next round, so that nobody is in a batch twice
-                rest = np.setdiff1d(np.arange(len(counts)), queue)
-                queue = np.concatenate([queue, generator.permutation(rest)])
+            if len(queue) < size:  # those who are left come last in the next round, so that nobody is in a batch twice
+                fresh = generator.permutation(len(counts))
+                queue = np.concatenate([queue, fresh[np.argsort(np.isin(fresh, queue), kind='stable')]])
             chosen, queue = queue[:size], queue[size:]
             drawn = (generator.random((size, 2)) * counts[chosen, None]).astype(np.int64)
             yield rows[starts[chosen, None] + drawn]

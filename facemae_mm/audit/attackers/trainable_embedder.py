@@ -3,6 +3,7 @@
 import copy
 import math
 
+import torch
 from torch import nn
 
 from ...models.embedders import FaceEmbedder
@@ -28,6 +29,8 @@ def trainable_copy(embedder: FaceEmbedder) -> FaceEmbedder:
     for module in network.modules():
         module.__class__ = THAWED.get(type(module), type(module))
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    for layer in convolutions:  # the strides of a frozen 1×1 filter say channels-last, which no reordering takes away
+        layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)
     lay_out(network, math.gcd(*(layer.in_channels for layer in convolutions if layer.in_channels > 3)))
     trained._backbone = (network.requires_grad_(True),)
     return trained

@@ -79,13 +79,13 @@ def train(
             value = loss()
             if not torch.isfinite(value):
                 raise ValueError(
-                    f'{title}: the loss is {float(value)} after {step * faces_per_step} faces. Lower lr, {lr} now, in '
+                    f'{title}: the loss is {value.item()} after {step * faces_per_step} faces. Lower lr, {lr} now, in '
                     'the recipe of the attackers.'
                 )
             optimiser.zero_grad()
             value.backward()
             optimiser.step()
-            losses.append(float(value))
+            losses.append(value.item())
             bar.update(faces_per_step)
             if step in checked:
                 found = score()
