@@ -29,7 +29,7 @@ attackers = dict(
     embedder=dict(type='EmbedderAttacker', embedder=embedder),  # the paper's, section 3.4
     linear_map=dict(type='LinearMapAttacker', embedder=embedder, pairs=20000),
     fine_tuned=dict(type='FineTunedAttacker', embedder=embedder, faces=10000),  # photos and released, five times 1,000
-    demasking=dict(type='DemaskingAttacker', embedder=embedder, faces=6000),
+    demasking=dict(type='DemaskingAttacker', embedder=embedder, faces=5000),
 )
 if second_embedder != 'none':
     attackers['second_embedder'] = dict(

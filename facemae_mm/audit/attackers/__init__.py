@@ -8,8 +8,8 @@ from .demasking_attacker import DemaskingAttacker
 from .embedder_attacker import EmbedderAttacker
 from .fine_tuned_attacker import FineTunedAttacker
 from .learning_attacker import LearningAttacker
+from .learning_pairs import LearningPairs
 from .linear_map_attacker import LinearMapAttacker
-from .owned_pairs import OwnedPairs
 
 __all__ = [
     'Attacker',
@@ -18,5 +18,5 @@ __all__ = [
     'FineTunedAttacker',
     'LearningAttacker',
     'LinearMapAttacker',
-    'OwnedPairs',
+    'LearningPairs',
 ]

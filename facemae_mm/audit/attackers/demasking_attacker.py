@@ -8,7 +8,7 @@ from mmpretrain.registry import TASK_UTILS
 
 from .demasking_network import DemaskingEmbedder, DemaskingNetwork, to_crop
 from .learning_attacker import LearningAttacker
-from .owned_pairs import OwnedPairs
+from .learning_pairs import LearningPairs
 from .training import flip_some, info_nce, train
 
 
@@ -37,7 +37,7 @@ class DemaskingAttacker(LearningAttacker):
     def __init__(
         self,
         embedder: Mapping,
-        faces: int = 6000,
+        faces: int = 5000,
         closeness: float = 0.2,
         identities: int = 16,
         lr: float = 1e-3,
@@ -49,7 +49,7 @@ class DemaskingAttacker(LearningAttacker):
         if faces < identities or identities < 2 or closeness < 0 or lr <= 0 or temperature <= 0:
             raise ValueError(
                 f'DemaskingAttacker: {identities=} must be 2 or more, {faces=} that or more, {closeness=} 0 or more, '
-                f'{lr=} and {temperature=} above 0. The defaults are 16, 6,000, 0.2, 1e-3 and 0.1.'
+                f'{lr=} and {temperature=} above 0. The defaults are 16, 5,000, 0.2, 1e-3 and 0.1.'
             )
         self.budget = dict(faces=faces)
         self.closeness = closeness
@@ -68,7 +68,7 @@ class DemaskingAttacker(LearningAttacker):
             raise RuntimeError('DemaskingAttacker: nothing is learnt yet. Call fit first.')
         return self._trained
 
-    def learn(self, pairs: OwnedPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    def learn(self, pairs: LearningPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         attack = DemaskingEmbedder(DemaskingNetwork(), self.embedder).to(device)
         generator = np.random.default_rng(self.seed)
         size = min(self.identities, len(np.unique(pairs.identities[pairs.learning])))

@@ -9,7 +9,7 @@ from torch import nn
 
 from ...models.embedders import FaceEmbedder
 from .learning_attacker import LearningAttacker
-from .owned_pairs import OwnedPairs
+from .learning_pairs import LearningPairs
 from .trainable_embedder import frozen_again, trainable_copy
 from .training import flip_some, info_nce, train
 
@@ -72,7 +72,7 @@ class FineTunedAttacker(LearningAttacker):
     def released_network(self) -> FaceEmbedder:
         return self._fitted()[-1]
 
-    def learn(self, pairs: OwnedPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    def learn(self, pairs: LearningPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         copies = self._copies()
         generator = np.random.default_rng(self.seed)
         size = min(self.identities, len(np.unique(pairs.identities[pairs.learning])))

@@ -14,7 +14,7 @@ from ...models.embedders import FaceEmbedder
 from ...randomness import keyed_generators
 from ...whole_file import whole_file
 from .attacker import Attacker
-from .owned_pairs import OwnedPairs
+from .learning_pairs import LearningPairs
 
 
 class LearningAttacker(Attacker, ABC):
@@ -59,7 +59,7 @@ class LearningAttacker(Attacker, ABC):
         self.seed = seed
 
     @abstractmethod
-    def learn(self, pairs: OwnedPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    def learn(self, pairs: LearningPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         """What he learns, as tensors by name, and what it took, for the report; the embedder is on the device.
 
         Python's, NumPy's and torch's generators are seeded around it.
@@ -85,7 +85,7 @@ class LearningAttacker(Attacker, ABC):
         Raises:
             ValueError: Too few pairs or identities, or a damaged file in the folder.
         """
-        pairs = OwnedPairs(owned, self.held_out, self.seed)
+        pairs = LearningPairs(owned, self.held_out, self.seed)
         fingerprints = [network.to(device).fingerprint(device) for network in self.networks()]
         parts = json.dumps([self.describe(), fingerprints, pairs.digest()], sort_keys=True)
         key = hashlib.sha256(parts.encode()).hexdigest()

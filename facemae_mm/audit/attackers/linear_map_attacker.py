@@ -10,7 +10,7 @@ from ...models.embedders import FaceEmbedder
 from ...open_embedder import open_embedder
 from .attacker import describe_embedder
 from .learning_attacker import LearningAttacker
-from .owned_pairs import MIN_IDENTITIES, OwnedPairs
+from .learning_pairs import MIN_IDENTITIES, LearningPairs
 from .ranking import ranking_auc
 
 #: Penalties tried, in units of the mean variance of an embedding's components.
@@ -60,9 +60,9 @@ class LinearMapAttacker(LearningAttacker):
     def settings(self) -> dict:
         return dict(released_embedder=describe_embedder(self.released_embedder), **self.budget, seed=self.seed)
 
-    def learn(self, pairs: OwnedPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    def learn(self, pairs: LearningPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         generator = np.random.default_rng(self.seed)
-        rows = pairs.draw(self.budget['pairs'], generator)
+        rows = pairs.draw(np.arange(len(pairs)), self.budget['pairs'], generator)
         photos, released = pairs.embed(self.embedder, self.released_embedder, rows, 'linear map')
         identities = pairs.identities[rows]
         people, number = np.unique(identities, return_inverse=True)
@@ -70,7 +70,8 @@ class LinearMapAttacker(LearningAttacker):
         scores = np.zeros(len(PENALTIES))
         for part in range(FOLDS):
             maps = ridge(released[fold != part], photos[fold != part], PENALTIES)
-            ranked = generator.permutation(np.flatnonzero(fold == part))[:MAX_RANKED]
+            out = pairs.draw(rows[fold == part], MAX_RANKED, generator)
+            ranked = np.searchsorted(rows, out)
             who = identities[ranked]
             for place, (weight, bias) in enumerate(maps):
                 scores[place] += ranking_auc(photos[ranked], who, released[ranked] @ weight + bias, who) / FOLDS

@@ -22,7 +22,7 @@ MAX_HELD_OUT = 256
 MAX_DIGESTED = 256
 
 
-class OwnedPairs:
+class LearningPairs:
     """An attacker's pairs, a part of the identities held out.
 
     Args:
@@ -53,19 +53,19 @@ class OwnedPairs:
         out = generator.permutation(people)[: max(2, round(held_out * len(people)))]
         apart = np.isin(self.identities, out)
         self.learning = np.flatnonzero(~apart)
-        self.held_out = np.sort(generator.permutation(np.flatnonzero(apart))[:MAX_HELD_OUT])
+        self.held_out = self.draw(np.flatnonzero(apart), MAX_HELD_OUT, generator)
 
     def __len__(self) -> int:
         return len(self.identities)
 
-    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        """Rows of at most `count` pairs, ascending, drawn so that every identity has one before any has two."""
-        order = generator.permutation(len(self))
-        grouped = order[np.argsort(self.identities[order], kind='stable')]
-        person = self.identities[grouped]
-        turn = np.arange(len(self)) - np.searchsorted(person, person)  # first, second, … pair of its identity
-        later = generator.permutation(len(self))  # of equal turns, any
-        return np.sort(grouped[later][np.argsort(turn[later], kind='stable')[:count]])
+    def draw(self, rows: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+        """At most `count` of some rows, ascending, drawn so that every identity has one before any has two."""
+        rows = generator.permutation(rows)
+        rows = rows[np.argsort(self.identities[rows], kind='stable')]
+        person = self.identities[rows]
+        turn = np.arange(len(rows)) - np.searchsorted(person, person)  # first, second, … pair of its identity
+        shuffled = generator.permutation(len(rows))  # who comes first among equals
+        return np.sort(rows[shuffled][np.argsort(turn[shuffled], kind='stable')[:count]])
 
     def batches(self, size: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
         """Without end, identities to learn from, `size` different ones at once, each as often as the others.
@@ -87,7 +87,7 @@ class OwnedPairs:
             yield rows[starts[chosen, None] + drawn]
 
     def load(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Photos (N, 3, H, H) and released faces (N, 3, h, h) of some pairs, uint8.
+        """Photos (N, 3, H, H) and released faces (N, 3, h, h) of some pairs, as they are.
 
         Raises:
             ValueError: The photos, or the released faces, are not of one size.
