@@ -238,7 +238,7 @@ def embedded(page):
         ([0.071, 0.058, 0.084], 'leaks', 'above chance: it leaks', 'cannot tell'),
         ([0.005, 0.002, 0.009], 'cannot tell from chance', 'does not show that nothing leaks', 'it leaks'),
         ([0.005, 0.004, 0.009], 'cannot tell from chance', 'cannot tell it from chance', 'it leaks'),
-        ([0.001, 0.0005, 0.002], 'below chance', 'check that the people', 'safe'),
+        ([0.001, 0.0005, 0.002], 'below chance', 'it does not show that nothing leaks', 'safe'),
         ([0.071, None, None], 'not measured', 'nothing follows', 'it leaks'),
     ],
 )

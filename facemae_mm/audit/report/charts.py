@@ -153,7 +153,8 @@ def roc_chart(name: str, rows: dict[str, list[dict]], attacker: str) -> Chart | 
         chart.series(style, label, [(start, enters), *seen.values()], markers=False)
         for measured in rows['membership']:
             if measured['measure'] != 'AUC' and measured['value'] is not None and of.items() <= measured.items():
-                chart.point(style, None, (measured['chance'], None, None), rate_of(measured, 'value'))
+                beside = measured['chance'] * 10 ** (0.04 * (style - (len(curves) - 1) / 2))  # bars hide no other
+                chart.point(style, None, (beside, None, None), rate_of(measured, 'value'))
     return chart
 
 

@@ -23,8 +23,8 @@ _AGAINST_CHANCE = {
     'leaks': 'That is above chance: it leaks.',
     'cannot tell from chance': 'The interval includes chance: this sample cannot tell it from chance, which does not '
     'show that nothing leaks.',
-    'below chance': 'That is below chance, which luck seldom does: check that the people of the two sets are matched '
-    'rightly before relying on it.',
+    'below chance': 'That is below chance. A few released faces that lie near to every photo do that, and so do people '
+    'who are matched wrongly; it does not show that nothing leaks.',
     'not measured': 'There is no interval or no chance level to hold it against, so nothing follows from it.',
 }
 
