@@ -20,7 +20,8 @@ class FineTunedAttacker(LearningAttacker):
 
     A batch holds a photo and a released face each of different people, drawn independently: where a person has several
     photos, mostly not the one that the face was made from. Its loss is the symmetric InfoNCE. Each side has a network
-    of its own: for reconstructions that helped little, for faces whose colours were scrambled it found twice as many.
+    of its own: on reconstructions both ways ranked held-out people alike (AUC 0.59), of synthetic faces in scrambled
+    colours two networks found twice as many as one.
 
     Args:
         embedder: Arguments of `open_embedder`; any network trains.
