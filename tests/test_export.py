@@ -528,13 +528,13 @@ def test_only_the_owner_can_look_into_what_is_begun(repository, work, monkeypatc
 
 def test_a_run_that_ends_while_another_begins_is_seen(tmp_path, monkeypatch):
     other = PartialFolder(tmp_path / 'release', dict(a=1), accept_complete=True)
-    lock = resumable._lock
+    lock = resumable.lock_folder
 
     def late(path):
         other.finish()
         return lock(path)
 
-    monkeypatch.setattr(resumable, '_lock', late)
+    monkeypatch.setattr(resumable, 'lock_folder', late)
     found = PartialFolder(tmp_path / 'release', dict(a=1), accept_complete=True)
     assert found.complete and not found.path.exists()
 

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import jsonschema
@@ -28,7 +29,7 @@ from facemae_mm.datasets.release_source import MAX_MANIFEST
 from facemae_mm.datasets.resumable import sha256_file
 from facemae_mm.evaluation import RetrievalLeakage
 from facemae_mm.release import layouts
-from facemae_mm.release.audit import add_measurements, read_audit
+from facemae_mm.release.audit import add_measurements, read_audit, read_leakage, read_utility
 from facemae_mm.release.card import draw_card
 from facemae_mm.release.check import check_release
 from facemae_mm.release.chunk_files import ChunkFiles, EncodedChunk
@@ -50,6 +51,12 @@ from facemae_mm.release.plan import ReleasePlan
 COUNTS = (3, 2, 4, 1)
 SIZE = 24
 LAYOUTS = [(layout, shards) for layout in ('folders', 'records') for shards in (False, True)]
+
+
+def add_files(release, leakage=MappingProxyType({}), utility=MappingProxyType({})):
+    """As tools/release.py does."""
+    leakage = {name: read_leakage(file) for name, file in leakage.items()}
+    return add_measurements(release, leakage, {name: read_utility(file) for name, file in utility.items()})
 
 
 def picture(rng, size=SIZE, extension='.png'):
@@ -368,7 +375,7 @@ def test_nothing_outside_of_a_release_is_read(tmp_path, config, layout, damage):
 def test_a_linked_manifest_or_audit_is_not_read(release):
     (release / 'audit.json').symlink_to('/etc/passwd')
     with pytest.raises(ValueError, match=r'audit\.json is a link'):
-        add_measurements(release)
+        add_files(release)
     (release / 'audit.json').unlink()
     (release / 'manifest.json').rename(release.parent / 'elsewhere.json')
     (release / 'manifest.json').symlink_to(release.parent / 'elsewhere.json')
@@ -834,7 +841,7 @@ def percent(metrics, key):
 
 def test_measurements_come_onto_the_card_with_their_intervals(release, measured):
     before = (release / 'manifest.json').read_bytes()
-    add_measurements(release, dict(R50=measured['leak']), dict(R50=measured['verified']))
+    add_files(release, dict(R50=measured['leak']), dict(R50=measured['verified']))
     card = (release / 'README.md').read_text()
     leak = {key.removeprefix('leakage/'): value for key, value in leakage_metrics().items()}
     assert leak['top1_with_lo'] < leak['top1_with'] < leak['top1_with_hi']
@@ -863,10 +870,10 @@ def test_measurements_come_onto_the_card_with_their_intervals(release, measured)
 
 
 def test_measurements_are_merged_by_name(release, measured):
-    add_measurements(release, dict(R50=measured['leak']))
-    add_measurements(release, dict(φ=measured['unlinked']), dict(R50=measured['verified']))
+    add_files(release, dict(R50=measured['leak']))
+    add_files(release, dict(φ=measured['unlinked']), dict(R50=measured['verified']))
     logged = measured['logged'] / 'logged.json'
-    add_measurements(release, {}, dict(R100=logged, R50=logged))
+    add_files(release, {}, dict(R100=logged, R50=logged))
     audit = read_audit(release, read_manifest(release)[1])
     assert list(audit['leakage']) == ['R50', 'φ'] and list(audit['utility']) == ['R50', 'R100']
     assert list(audit['utility']['R50']) == ['cfp_fp']  # the later one counts
@@ -874,7 +881,7 @@ def test_measurements_are_merged_by_name(release, measured):
     assert [row[:3:2] for row in table(card, '| attacker')][4:] == [['φ', 'not available']] * 4
     assert [row[:2] for row in table(card, '| recogniser')] == [['R50', 'cfp_fp'], ['R100', 'cfp_fp']]
     first = content(release)
-    add_measurements(release, dict(R50=measured['leak']))
+    add_files(release, dict(R50=measured['leak']))
     assert content(release) == first
 
 
@@ -887,7 +894,7 @@ def test_files_without_measurements_are_refused(release, measured, tmp_path):
         ('[1]', r'file\.json holds no measurements'),
         ('{}', r'file\.json holds no leakage'),
         ('{"lfw/accuracy": 1}', r'file\.json holds no leakage'),
-        ('{"leakage/top1_with": "MARK"}', r"file\.json: not all of 'R50' are finite numbers"),
+        ('{"leakage/top1_with": "MARK"}', r"file\.json: not all of 'leakage' are finite numbers"),
         ('{"leakage/top1_with": NaN}', 'finite numbers'),
         ('{"leakage/top1_with": 1e999}', 'finite numbers'),
         ('{"leakage/top1_with": 1' + '0' * 4000 + '}', 'finite numbers'),
@@ -895,28 +902,28 @@ def test_files_without_measurements_are_refused(release, measured, tmp_path):
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            add_measurements(release, dict(R50=file))
+            add_files(release, dict(R50=file))
     for text in ('{}', '{"leakage/top1_with": 1}', '{"sets": {"lfw": {}}}', '{"sets": {"lfw": 5}}'):
         file.write_text(text)
         with pytest.raises(ValueError, match=r'file\.json holds no verification'):
-            add_measurements(release, {}, dict(R50=file))
+            add_files(release, {}, dict(R50=file))
     for text in ('{"lfw/accuracy": null}', '{"sets": {"lf\\nw": {"metrics": {"accuracy": 1}}}}'):
         file.write_text(text)
         with pytest.raises(ValueError, match='finite numbers'):
-            add_measurements(release, {}, dict(R50=file))
+            add_files(release, {}, dict(R50=file))
     with pytest.raises(ValueError, match='under names without line breaks'):
-        add_measurements(release, {'a | b': measured['leak']})
+        add_files(release, {'a | b': measured['leak']})
     with pytest.raises(FileNotFoundError):
-        add_measurements(release, dict(R50=tmp_path / 'absent.json'))
+        add_files(release, dict(R50=tmp_path / 'absent.json'))
     assert content(release) == before
 
 
 def test_an_audit_of_another_release_is_refused(release, measured, tmp_path, config):
-    add_measurements(release, dict(R50=measured['leak']))
+    add_files(release, dict(R50=measured['leak']))
     other = write_release(tmp_path / 'other', config, counts=(2, 2))
     (release / 'audit.json').rename(other / 'audit.json')
     with pytest.raises(ValueError, match=r'other/audit\.json is the audit of another release than \w{64}\. Delete'):
-        add_measurements(other, dict(R50=measured['leak']))
+        add_files(other, dict(R50=measured['leak']))
     name = read_manifest(release)[1]
     for audit, message in (
         ('{', 'is no JSON'),
@@ -933,7 +940,7 @@ def test_an_audit_of_another_release_is_refused(release, measured, tmp_path, con
     ):
         (release / 'audit.json').write_text(audit if isinstance(audit, str) else json.dumps(audit))
         with pytest.raises(ValueError, match=rf'audit\.json {message}'):
-            add_measurements(release, dict(R50=measured['leak']))
+            add_files(release, dict(R50=measured['leak']))
 
 
 # Layouts

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from facemae_mm.launch import refuse
-from facemae_mm.release.audit import add_measurements
+from facemae_mm.release.audit import add_measurements, read_leakage, read_utility
 from facemae_mm.release.check import check_release
 from facemae_mm.release.manifest import read_manifest
 
@@ -58,7 +58,9 @@ def main() -> None:
     args = parse_args()
     try:
         if args.leakage or args.utility:
-            audit = add_measurements(args.release, by_name(args.leakage), by_name(args.utility))
+            leakage = {name: read_leakage(file) for name, file in by_name(args.leakage).items()}
+            utility = {name: read_utility(file) for name, file in by_name(args.utility).items()}
+            audit = add_measurements(args.release, leakage, utility)
             print(f'{audit} and the card beside it hold them.')
         if args.verify:
             print(check_release(args.release))

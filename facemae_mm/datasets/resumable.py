@@ -45,7 +45,7 @@ class PartialFolder:
         file = self.private / SETTINGS
         self._look(accept_complete)  # what is refused leaves nothing behind
         self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock(self.private / LOCK)
+        self._lock = lock_folder(self.private)
         self._look(accept_complete)  # another process may have been at work until now
         if self.begun or self.complete:
             self._compare(json.loads(file.read_text(encoding='utf-8')), json.loads(json.dumps(settings)))
@@ -109,8 +109,13 @@ class PartialFolder:
         self._lock.close()
 
 
-def _lock(path: Path) -> TextIO:
-    """A file that this process alone holds until it closes it or ends; processes that it forks do not hold it."""
+def lock_folder(folder: Path) -> TextIO:
+    """A file in a folder that this process alone holds until it closes it or ends, and processes that it forks do not.
+
+    Raises:
+        FileExistsError: Another process holds it.
+    """
+    path = folder / LOCK
     while True:
         file = _open_private(path, 'a')
         try:

@@ -1,5 +1,6 @@
 """Embeddings of a large set, kept in files on the way, so that an interrupted run goes on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,92 @@ def embed_in_parts(
     Raises:
         ValueError: As `embed_faces`; a file is damaged or holds another number of images.
     """
-    folder = Path(folder)
-    step = batch_size * max(PART // batch_size, 1)  # batches as without parts
     embeddings = norms = None
+    for part, rows in _parts(faces, phi, folder, key, flip, batch_size, workers, title):
+        if rows is None:  # another process than the first
+            continue
+        if embeddings is None:
+            embeddings = np.empty((len(faces), rows[0].shape[1]), np.float32)
+            norms = np.empty(len(faces), np.float32)
+        embeddings[part.start : part.stop], norms[part.start : part.stop] = rows
+    return None if embeddings is None else (embeddings, norms)
+
+
+def embed_to_file(faces: Dataset, phi: FaceEmbedder, folder: str | Path, key: str, **options) -> np.ndarray:
+    """What `embed_faces` gives, mapped from a file on every process, so that it may be larger than memory.
+
+    An interrupted run goes on as with `embed_in_parts`; the file takes the place of the parts.
+
+    Args:
+        faces: As for `embed_faces`.
+        phi: As for `embed_faces`.
+        folder: As for `embed_in_parts`, seen by every process.
+        key: Likewise.
+        options: `flip`, `batch_size`, `workers` and `title`, as for `embed_faces`.
+
+    Returns:
+        Raw embeddings (N, D) float32, read-only.
+
+    Raises:
+        ValueError: As `embed_in_parts`; a file that holds another number of images.
+    """
+    file = Path(folder) / f'{key}.npy'
+    there = [file.is_file()]
+    broadcast_object_list(there)
+    if not there[0]:
+        draft = file.with_suffix('.partial')
+        embeddings, parts = None, []
+        for part, rows in _parts(faces, phi, folder, key, **options):
+            if rows is None:
+                continue
+            if embeddings is None:
+                shape = (len(faces), rows[0].shape[1])
+                embeddings = np.lib.format.open_memmap(draft, 'w+', np.float32, shape)
+            embeddings[part.start : part.stop] = rows[0]
+            parts.append(_part_file(folder, key, part))
+        if embeddings is not None:
+            embeddings.flush()
+            draft.replace(file)
+            for part in parts:
+                part.unlink()
+        broadcast_object_list(there)  # the others wait for it
+    return load_rows(file, len(faces))
+
+
+def load_rows(file: Path, rows: int) -> np.ndarray:
+    """An array (rows, …) mapped from a file, read-only.
+
+    Raises:
+        ValueError: Damaged, or of another length.
+    """
+    try:
+        array = np.load(file, mmap_mode='r', allow_pickle=False)
+        if array.ndim != 2 or len(array) != rows:
+            raise ValueError(f'it has the shape {array.shape}, not ({rows}, …)')
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        raise ValueError(f'{file} is damaged: {error}. Delete it; it is made anew.') from error
+    return array
+
+
+def _part_file(folder: str | Path, key: str, part: range) -> Path:
+    return Path(folder) / f'{key}-{part.start:09d}.npz'
+
+
+def _parts(
+    faces: Dataset,
+    phi: FaceEmbedder,
+    folder: str | Path,
+    key: str,
+    flip: bool = True,
+    batch_size: int = 64,
+    workers: int = 0,
+    title: str = 'embed',
+) -> Iterator[tuple[range, tuple[np.ndarray, np.ndarray] | None]]:
+    """Part after part of the images with its embeddings and norms; None in their place on other processes."""
+    step = batch_size * max(PART // batch_size, 1)  # batches as without parts
     for start in range(0, len(faces), step):
         part = range(start, min(start + step, len(faces)))
-        file = folder / f'{key}-{start:09d}.npz'
+        file = _part_file(folder, key, part)
         found = [file.is_file()]
         broadcast_object_list(found)
         if found[0]:
@@ -55,15 +136,10 @@ def embed_in_parts(
                 Subset(faces, part), phi, flip, batch_size, workers, f'{title} {part.stop:,} of {len(faces):,}'
             )
             if rows is not None:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 with whole_file(file, private=True) as out:
                     np.savez(out, embeddings=rows[0], norms=rows[1])
-        if rows is not None:
-            if embeddings is None:
-                embeddings = np.empty((len(faces), rows[0].shape[1]), np.float32)
-                norms = np.empty(len(faces), np.float32)
-            embeddings[start : part.stop], norms[start : part.stop] = rows
-    return None if embeddings is None else (embeddings, norms)
+        yield part, rows
 
 
 def _read(file: Path, images: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property, lru_cache
 
 import numpy as np
 from tqdm import tqdm
@@ -11,7 +11,7 @@ from .embedded_faces import EmbeddedFaces
 from .intervals import bootstrap_interval, resampled_identities, wilson_interval
 from .nearest import NearestImages
 
-_RESAMPLES = 100  # resamples of identities that are held at once
+_WEIGHTS = 50_000_000  # numbers, for resamples of identities
 _BLOCK = 8192  # queries that are read at once
 
 
@@ -91,35 +91,53 @@ class Curve:
         """Share of drawn queries that find their person among the k nearest, mean over draws; `point` by its place."""
         return float(np.mean([(row[row > 0] <= k).mean() for row in self.places[point]]))
 
-    def resampled(self, point: int, k: int, resamples: int = 1000) -> np.ndarray:
-        """That rate with identities drawn anew, with replacement, by one seed for all curves: (resamples,).
+    @cached_property
+    def resampled(self) -> list[np.ndarray]:
+        """Those rates with identities drawn anew, with replacement, by one seed for all curves.
 
-        NaN where a resample holds nobody who was drawn.
+        By point, for each resample and K = 1 … most: (resamples, most); NaN where it holds nobody who was drawn.
         """
-        places = self.places[point]
-        asked, found = (
-            np.stack([np.bincount(self.identity, rows, self.classes) for rows in which], 1)  # (C, draws)
-            for which in (places > 0, (places > 0) & (places <= k))
-        )
-        rates = np.empty(resamples)
-        weights = resampled_identities(self.classes, resamples)
-        for start in range(0, resamples, _RESAMPLES):
-            block = np.stack(list(islice(weights, min(_RESAMPLES, resamples - start)))).astype(np.float64)
-            total = block @ asked
-            known = total > 0
-            share = np.divide(block @ found, total, out=np.zeros_like(total), where=known)
+        weights = _weights(self.classes)
+        most = len(self.chances[0])
+        rates = []
+        for places in self.places:
+            total, counted = np.zeros((len(weights), most)), np.zeros((len(weights), 1))
+            for row in places:
+                columns = [row > 0, *((row > 0) & (row <= k) for k in range(1, most + 1))]
+                counts = np.stack([np.bincount(self.identity, column, self.classes) for column in columns], 1)
+                drawn = np.flatnonzero(counts[:, 0])
+                counts = counts[drawn].astype(np.float64)
+                parts = np.array_split(weights, -(-len(weights) // 50))
+                sums = np.concatenate([part[:, drawn].astype(np.float64) @ counts for part in parts])
+                known = sums[:, :1] > 0
+                total += np.divide(sums[:, 1:], sums[:, :1], out=np.zeros_like(total), where=known)
+                counted += known
             with np.errstate(invalid='ignore'):
-                rates[start : start + len(block)] = share.sum(1) / known.sum(1)
+                rates.append(total / counted)
         return rates
 
     def interval(self, point: int, k: int) -> tuple[float, float, float]:
         """Rate and its 95 % interval by identity."""
-        rate, resampled = self.rate(point, k), self.resampled(point, k)
+        rate, resampled = self.rate(point, k), self.resampled[point][:, k - 1]
         return rate, *bootstrap_interval(resampled[~np.isnan(resampled)], rate, self._people(point))
 
     def _people(self, point: int) -> int:
         """Different identities that some draw holds."""
         return len(np.unique(self.identity[(self.places[point] > 0).any(0)]))
+
+
+def number_of_resamples(identities: int) -> int:
+    """How often identities are drawn anew: 1000 times, down to 200 where they are more than 50,000."""
+    return int(np.clip(_WEIGHTS // max(identities, 1), 200, 1000))
+
+
+@lru_cache(maxsize=1)
+def _weights(identities: int) -> np.ndarray:
+    """How often each identity is in each resample, (resamples, C) uint8."""
+    weights = np.empty((number_of_resamples(identities), identities), np.uint8)
+    for row, drawn in zip(weights, resampled_identities(identities, len(weights)), strict=True):
+        row[:] = drawn
+    return weights
 
 
 def difference_interval(a: Curve, b: Curve, point: int, k: int) -> tuple[float, float, float]:
@@ -129,7 +147,7 @@ def difference_interval(a: Curve, b: Curve, point: int, k: int) -> tuple[float, 
     """
     rates = a.rate(point, k), b.rate(point, k)
     difference = rates[0] - rates[1]
-    resampled = [curve.resampled(point, k) for curve in (a, b)]
+    resampled = [curve.resampled[point][:, k - 1] for curve in (a, b)]
     known = ~np.isnan(resampled[0] + resampled[1])
     low, high = np.percentile((resampled[0] - resampled[1])[known], (2.5, 97.5)) if known.any() else (0, 0)
     if low < high:

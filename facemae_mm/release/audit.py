@@ -44,40 +44,61 @@ def read_audit(release: Path, name: str) -> dict:
     return audit
 
 
+def read_leakage(file: str | Path) -> dict[str, float]:
+    """Leakage by metric, as `tools/test.py configs/leakage_casia.py … --out FILE --out-item metrics` wrote it.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds no leakage, or more than numbers.
+    """
+    metrics = {key.removeprefix(LEAKAGE): value for key, value in _metrics(file).items() if key.startswith(LEAKAGE)}
+    if not any(key.startswith('top') for key in metrics):
+        raise ValueError(f'{file} holds no leakage. Give what tools/test.py with a leakage recipe wrote.')
+    _check_measurements(file, {'leakage': metrics}, 2)
+    return metrics
+
+
+def read_utility(file: str | Path) -> dict[str, dict[str, float]]:
+    """Metrics by verification set, as `tools/verify.py … --out FILE` wrote them.
+
+    Or `tools/test.py` with a recogniser's recipe and `--out FILE --out-item metrics`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds no verification, or more than numbers.
+    """
+    sets = _verified_sets(_metrics(file))
+    if not sets:
+        raise ValueError(f'{file} holds no verification. Give what tools/verify.py --out wrote.')
+    _check_measurements(file, {'utility': sets}, 3)
+    return sets
+
+
 def add_measurements(
-    release: str | Path, leakage: Mapping[str, str | Path] = {}, utility: Mapping[str, str | Path] = {}
+    release: str | Path,
+    leakage: Mapping[str, Mapping[str, float]] = {},
+    utility: Mapping[str, Mapping[str, Mapping[str, float]]] = {},
 ) -> Path:
     """Puts measurements into `audit.json` and on the card. The manifest stays as it is.
 
     Args:
         release: Its directory.
-        leakage: By name of the attacker, what `tools/test.py configs/leakage_casia.py … --out FILE --out-item metrics`
-            wrote.
-        utility: By name of the recogniser, what `tools/verify.py … --out FILE`, or `tools/test.py` with a recogniser's
-            recipe and `--out FILE --out-item metrics`, wrote.
+        leakage: Metrics by name of the attacker, as `RetrievalLeakage` names them.
+        utility: Metrics by name of the recogniser and by set.
 
     Returns:
         The audit's path.
 
     Raises:
-        OSError: A file cannot be read.
-        ValueError: A file holds no such measurements, or the release has no valid manifest.
+        OSError: A file cannot be written.
+        ValueError: The release has no valid manifest, or its audit is that of another.
     """
     release = Path(release)
     manifest, name = read_manifest(release)
     audit = read_audit(release, name)
-    for attacker, file in leakage.items():
-        metrics = {key.removeprefix(LEAKAGE): value for key, value in _metrics(file).items() if key.startswith(LEAKAGE)}
-        if not any(key.startswith('top') for key in metrics):
-            raise ValueError(f'{file} holds no leakage. Give what tools/test.py with a leakage recipe wrote.')
-        _check_measurements(file, {attacker: metrics}, 2)
-        audit['leakage'][attacker] = metrics
-    for recogniser, file in utility.items():
-        sets = _verified_sets(_metrics(file))
-        if not sets:
-            raise ValueError(f'{file} holds no verification. Give what tools/verify.py --out wrote.')
-        _check_measurements(file, {recogniser: sets}, 3)
-        audit['utility'][recogniser] = sets
+    for kind, found, depth in (('leakage', leakage, 2), ('utility', utility, 3)):
+        _check_measurements(release, found, depth)
+        audit[kind] |= found
     with whole_file(release / AUDIT, 'x') as file:
         file.write(json.dumps(audit, indent=1, ensure_ascii=False) + '\n')
     with whole_file(release / CARD, 'x') as file:
