@@ -5,9 +5,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from facemae_mm.audit import EmbeddedFaces
 from facemae_mm.audit import membership as module
 from facemae_mm.audit.membership import cohort_medians, membership, separation
+from facemae_mm.evaluation.embedded_faces import EmbeddedFaces
 from facemae_mm.evaluation.intervals import resampled_identities
 from facemae_mm.randomness import keyed_seed
 

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from facemae_mm.audit import EmbeddedFaces
 from facemae_mm.audit import near_duplicates as module
 from facemae_mm.audit.near_duplicates import COPY, near_duplicates, pixel_copies, pixel_descriptors
 from facemae_mm.datasets.face_source import open_faces
+from facemae_mm.evaluation.embedded_faces import EmbeddedFaces
 from facemae_mm.evaluation.nearest import nearest_images
 
 RELEASED, SAME, OTHER = (

@@ -284,7 +284,8 @@ def print_summary(report: dict) -> None:
         less = (about['difference'] or {}).get('points')
         less = (less[-1]['without'] or less[-1]['with'])[k] if less else None
         member = about['membership']
-        member = (member['without'] or member['with'])['calibrated']['tpr']['0.01'] if member else None
+        scores = (member['without'] or member['with']).values() if member else ()
+        member = max(filter(None, (score['tpr']['0.01'] for score in scores)), default=None)
         chance = (last.get('chance_without') or last.get('chance_with') or {}).get(k)
         rows.append(
             (

@@ -119,8 +119,8 @@ class Audit:
         """Everything, attacker by attacker.
 
         Returns:
-            'attackers' and 'matching' of a report, and by attacker the worst near duplicates, as numbers of the released
-            face and of the photo; None on other processes than the first.
+            'attackers' and 'matching' of a report, and by attacker the worst near duplicates, as numbers of the
+            released face and of the photo; None on other processes than the first.
         """
         copies = self._pixel_copies() if self.settings.pixels else None
         found, worst = {}, {}

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..evaluation.embedded_faces import EmbeddedFaces
 from ..evaluation.intervals import bootstrap_interval, resampled_identities
 from ..evaluation.roc import roc_curve
 from ..evaluation.unit_rows import unit_rows
 from ..randomness import keyed_seed
-from .embedded_faces import EmbeddedFaces
 
 #: Released faces that a photo's score is calibrated on, at most.
 COHORT = 2000

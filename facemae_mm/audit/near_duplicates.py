@@ -9,11 +9,11 @@ from tqdm import tqdm
 from ..datasets.face_source import FaceSource
 from ..datasets.ordered_work import in_order
 from ..evaluation.embed_faces import FaceImages
+from ..evaluation.embedded_faces import EmbeddedFaces
 from ..evaluation.intervals import rate_by_identity
 from ..evaluation.nearest import TIE, NearestImages, pair_cosines
 from ..evaluation.unit_rows import unit_rows
 from ..randomness import keyed_seed
-from .embedded_faces import EmbeddedFaces
 
 #: Photos that say how near people come to each other, at most.
 PHOTOS = 20_000

@@ -32,6 +32,7 @@ from ..datasets.resumable import (
     sha256_file,
     write_private,
 )
+from ..evaluation.links import LINK_COLUMNS
 from ..launch import own_cores, refuse
 from ..models.face_mae import FaceMAE
 from ..open_embedder import open_embedder
@@ -47,7 +48,6 @@ from ..release.plan import ReleasePlan
 from .chunk_test_loop import ChunkTestLoop
 
 LINKS = 'links.csv'
-LINK_COLUMNS = ['released_path', 'released_label', 'source_key', 'source_label']
 SKIPPED = 'skipped.csv'
 LOG = 'export.log'
 
@@ -417,7 +417,7 @@ class ReconstructionExportHook(Hook):
         self, writer: ReleaseWriter, skipped: list, sheet: dict[int, bytes], closeness: list[np.ndarray]
     ) -> Iterator[list]:
         """Rows of the links, as the faces are written one by one."""
-        yield LINK_COLUMNS
+        yield list(LINK_COLUMNS)
         shown = set(np.linspace(0, len(self.plan) - 1, self.samples, dtype=int).tolist())
         last = -1
         for start in tqdm(range(0, len(self.plan), self.chunk_size), desc='merging', unit='chunk', mininterval=1):

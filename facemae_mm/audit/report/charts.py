@@ -8,7 +8,7 @@ from .axis import Axis
 from .chart import Chart
 from .rows import COUNTED, attackers, find, headline_k, rate_of
 from .wording import COUNTED as COUNTED_WORDS
-from .wording import has_interval, pairing_name, percent, with_interval
+from .wording import has_interval, pairing_name, with_interval
 
 _SPREAD = 3.5  # units between the bars of neighbouring series
 
@@ -124,7 +124,7 @@ def roc_chart(name: str, rows: dict[str, list[dict]], attacker: str) -> Chart | 
     smallest = min((row['fpr'] for row in mine if row['fpr'] > 0), default=0.01)
     decade = min(max(math.floor(math.log10(smallest) + 1e-9), -5), -2)
     start = 10.0 ** (decade - 0.15)  # the bars of the first rate stand clear of the axis
-    ticks = tuple((10.0**power, percent(10.0**power).replace('.0', '')) for power in range(decade, 1))
+    ticks = tuple((10.0**power, f'{100 * 10.0**power:.6g}\u00a0%') for power in range(decade, 1))
     keys = list(dict.fromkeys((row['counted'], row['score']) for row in mine))
     said, curves = [], []
     for counted, score in keys:
