@@ -11,7 +11,7 @@ help:
 	@echo 'make demo DATA=FOLDER  the same on a folder of identity folders of aligned faces'
 	@echo 'make test              the tests'
 	@echo 'make test-slow         the tests that take longer'
-	@echo 'make bench             timings against peers, 25 minutes; MXNET=PYTHON names one with MXNet 1.9.1'
+	@echo 'make bench             timings against peers, 35 minutes; MXNET=PYTHON names one with MXNet 1.9.1'
 	@echo 'make fuzz              1,200,000 damaged files for everything that reads files'
 	@echo 'make lint              style'
 
@@ -36,6 +36,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python benchmarks/audit.py
 
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[fuzz]'

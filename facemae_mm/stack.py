@@ -11,7 +11,6 @@ REMEDY = {
     'mmengine': 'pip install mmengine',
     'mmcv': 'pip install mmcv-lite',
     'mmpretrain': 'pip install mmpretrain',
-    'faiss': 'pip install faiss-cpu    (with a GPU: pip install faiss-gpu)',
     'pkg_resources': "pip install 'setuptools<81'",
 }
 
@@ -31,13 +30,13 @@ def apply() -> None:
 def check_packages() -> None:
     """Says which packages are missing and how to install them, before an import deep inside fails.
 
-    Neither mmcv nor mmcv-lite and neither faiss-cpu nor faiss-gpu is a hard requirement, as each pair fills one folder:
-    extras choose. Only import names are looked at, which the maintained fork (onedl-*) shares.
+    Neither mmcv nor mmcv-lite is a hard requirement, as both fill one folder: extras choose. Only import names are
+    looked at, which the maintained fork (onedl-*) shares.
 
     Raises:
         ImportError: With one pip command for each missing package.
     """
-    names = ['torch', 'mmengine', 'mmcv', 'mmpretrain', 'faiss']
+    names = ['torch', 'mmengine', 'mmcv', 'mmpretrain']
     if _mmengine_needs_pkg_resources():
         names.append('pkg_resources')
     missing = [name for name in names if importlib.util.find_spec(name) is None]

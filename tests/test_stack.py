@@ -124,12 +124,12 @@ def test_only_logs_statistics_are_attributes_of_a_checkpoint():
 
 def test_missing_packages_are_named_with_their_remedy(monkeypatch):
     find_spec = importlib.util.find_spec
-    gone = {'mmcv', 'faiss', 'pkg_resources'}
+    gone = {'mmcv', 'pkg_resources'}
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name in gone else find_spec(name))
     with pytest.raises(ImportError) as caught:
         stack.check_packages()
     text = str(caught.value)
-    assert 'pip install mmcv-lite' in text and 'pip install faiss-cpu' in text and "'setuptools<81'" in text
+    assert 'pip install mmcv-lite' in text and "'setuptools<81'" in text
     assert 'torch:' not in text
 
 
