@@ -107,7 +107,7 @@ class LearningPairs:
         photo_network: nn.Module,
         released_network: nn.Module,
         rows: np.ndarray,
-        title: str,
+        title: str | None,
         flip: bool = True,
         batch_size: int = 32,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +117,7 @@ class LearningPairs:
             photo_network: As `Attacker.photo_network`, on its device.
             released_network: As `Attacker.released_network`.
             rows: Which pairs, (N,).
-            title: Of the progress bar.
+            title: Of the progress bar; None shows none.
             flip: Give f(x) + f(flip x), as the audit embeds faces; else f(x).
             batch_size: Pairs at once.
 
@@ -128,7 +128,8 @@ class LearningPairs:
             ValueError: An embedding is zero or not finite.
         """
         found = ([], [])
-        with tqdm(total=len(rows), desc=title, unit='pair', mininterval=1, leave=False) as bar, torch.inference_mode():
+        bar = tqdm(total=len(rows), desc=title, unit='pair', mininterval=1, disable=title is None)
+        with bar, torch.inference_mode():
             for start in range(0, len(rows), batch_size):
                 part = rows[start : start + batch_size]
                 for kind, faces, network in zip((0, 1), self.load(part), (photo_network, released_network)):
@@ -144,7 +145,7 @@ class LearningPairs:
     def held_out_auc(self, photo_network: nn.Module, released_network: nn.Module) -> float:
         """How well two networks rank the held-out identities: see `ranking_auc`."""
         who = self.identities[self.held_out]
-        photos, released = self.embed(photo_network, released_network, self.held_out, 'held-out pairs', flip=False)
+        photos, released = self.embed(photo_network, released_network, self.held_out, None, flip=False)
         return ranking_auc(photos, who, released, who)
 
     def digest(self) -> str:
