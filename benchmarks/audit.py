@@ -9,6 +9,8 @@ search to the rates. Memory is the most that a process held which did nothing el
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from side_by_side import peak_mib, print_ratio, print_ratios
+from side_by_side import peak_mib, print_ratio
 
 from facemae_mm.evaluation.embedded_faces import EmbeddedFaces
 from facemae_mm.evaluation.nearest import NearestImages
@@ -164,31 +166,42 @@ def growth(dimension: int) -> None:
         print(f'  {"draws":12} {f"{draws} at 5 points, 20,000 × 20,000":35} {seconds(side):8.2f}', flush=True)
 
 
-def from_disk(images: int, dimension: int) -> None:
-    """A search between files that are larger than the memory it may take beside them."""
+def from_disk(queries: int, images: int, dimension: int, depth: int) -> None:
+    """Time and memory of a search between files, as an audit makes it."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, photo in (('queries', 1), ('gallery', 2)):
-            rows = np.lib.format.open_memmap(f'{folder}/{name}.npy', 'w+', np.float32, (images, dimension))
+        for name, photo, count in (('queries', 1, queries), ('gallery', 2, images)):
+            rows = np.lib.format.open_memmap(f'{folder}/{name}.npy', 'w+', np.float32, (count, dimension))
             generator = np.random.default_rng([SEED, photo])
-            for start in range(0, images, 2**16):
+            for start in range(0, count, 2**16):
                 block = rows[start : start + 2**16]
                 block[:] = generator.standard_normal(block.shape, dtype=np.float32)
             del rows
         code = f"""
-import sys, time
+import re, sys, threading, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import audit, numpy as np
 from facemae_mm.evaluation.search_parts import search_to_file
+
+def own():  # without pages of files, which the system takes back as it likes
+    return int(re.search(r'RssAnon:\\s*(\\d+)', open('/proc/self/status').read())[1]) / 1024
+
+def watch():
+    global most
+    while True:
+        most = max(most, own())
+        time.sleep(0.05)
+
 queries, gallery = (np.load(f'{folder}/{{name}}.npy', mmap_mode='r') for name in ('queries', 'gallery'))
+before = most = own()
+threading.Thread(target=watch, daemon=True).start()
 start = time.perf_counter()
-search_to_file(queries, gallery, 4, {folder!r}, 'near')
-print(f'{{time.perf_counter() - start:.0f}} s')
-status = open('/proc/self/status').read()
-import re
-print('own memory at the end, MiB:', int(re.search(r'RssAnon:\\s*(\\d+)', status)[1]) // 1024, file=sys.stderr)
+search_to_file(queries, gallery, {depth}, {folder!r}, 'near')
+seconds = time.perf_counter() - start
+print(f'  {{seconds:.0f}} s; {{most - before:,.0f}} MiB of memory beside {{before:,.0f}} after the imports')
 """
-        print(f'{images:,} × {images:,} × {dimension} from files of {images * dimension * 4 / 2**20:,.0f} MiB each:')
-        print(f'  peak memory {peak_mib(code):,.0f} MiB, with what of the files the system kept in memory')
+        size = (queries + images) * dimension * 4 / 2**20
+        print(f'{queries:,} × {images:,} × {dimension}, {depth} nearest, from files of {size:,.0f} MiB', flush=True)
+        subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def main() -> None:
@@ -197,15 +210,15 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=50_000, help='queries, and gallery (default: %(default)s)')
     parser.add_argument('--dimension', type=int, default=512, help='(default: %(default)s)')
     parser.add_argument('--k', type=int, default=4, help='(default: %(default)s)')
-    parser.add_argument(
-        '--small', type=int, default=8_000, help='for scikit-learn and MMPretrain (default: %(default)s)'
-    )
+    parser.add_argument('--small', type=int, default=20_000, help='images for scikit-learn (default: %(default)s)')
+    parser.add_argument('--tiny', type=int, default=1_000, help='images for MMPretrain (default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=3, help='of each side, at least 3 (default: %(default)s)')
     parser.add_argument('--full', action='store_true', help='100,000 images, and how time grows')
-    parser.add_argument('--disk', type=int, metavar='IMAGES', help='only a search between files of so many images')
+    files = 'only a search between files, of so many queries and so many gallery images, 64 nearest'
+    parser.add_argument('--disk', type=int, nargs=2, metavar=('Q', 'G'), help=files)
     args = parser.parse_args()
     if args.disk:
-        from_disk(args.disk, args.dimension)
+        from_disk(*args.disk, args.dimension, depth=64)
         return
     images = 100_000 if args.full else args.images
     size = images, args.dimension, args.k
@@ -232,18 +245,15 @@ def main() -> None:
     curves = Curves(*size)
     lines.append(print_ratio('draws_cost', partial(seconds, curves), partial(seconds, ours), args.rounds, digits=2))
 
-    small = args.small, args.dimension, args.k
-    sides = [kind(*small) for kind in (Ours, ScikitLearn, MMPretrain)]
-    print(f'{args.small:,} × {args.small:,} × {args.dimension}', flush=True)
-    agree(sides)
-    mine, *others = [partial(seconds, side) for side in sides]
-    names = dict(zip(('time_vs_sklearn', 'time_vs_mmpretrain'), others, strict=True))
-    lines += print_ratios(mine, names, args.rounds, digits=2)
-    print(
-        '  memory beside the data, MiB: '
-        + ', '.join(f'{kind.__name__} {memory(kind, *small):,.0f}' for kind in (Ours, Faiss, ScikitLearn, MMPretrain))
-    )
-    print(f'  the same at {images:,}: Ours {memory(Ours, *size):,.0f}, Faiss {memory(Faiss, *size):,.0f}', flush=True)
+    for name, kind, images_held in (('sklearn', ScikitLearn, args.small), ('mmpretrain', MMPretrain, args.tiny)):
+        held = images_held, args.dimension, args.k
+        mine, other = Ours(*held), kind(*held)
+        print(f'{images_held:,} × {images_held:,} × {args.dimension}', flush=True)
+        agree([mine, other])
+        sides = partial(seconds, mine), partial(seconds, other)
+        lines.append(print_ratio(f'time_vs_{name}', *sides, args.rounds, digits=2))
+        print(f'  memory beside the data, MiB: ours {memory(Ours, *held):,.0f}, peer {memory(kind, *held):,.0f}')
+    print(f'  the same at {images:,}: ours {memory(Ours, *size):,.0f}, faiss {memory(Faiss, *size):,.0f}', flush=True)
     if args.full:
         growth(args.dimension)
     print('\n'.join(lines))

@@ -150,6 +150,8 @@ def test_files_and_their_rights(audit, data, tmp_path):
     assert code == 0, text
     private = out / 'private'
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    arrays = list(private.glob('*.npy'))
+    assert arrays and {stat.S_IMODE(path.stat().st_mode) for path in arrays} == {0o600}
     keys = list(csv.DictReader(open(private / 'near_duplicates.csv')))
     assert keys and {row['photo_key'].split('/')[0] for row in keys} <= {f'person_{i}' for i in range(PEOPLE)}
     worst = report_of(out)['attackers']['plain']['near_duplicates']['worst']

@@ -80,8 +80,7 @@ def embed_to_file(faces: Dataset, phi: FaceEmbedder, folder: str | Path, key: st
             if rows is None:
                 continue
             if embeddings is None:
-                shape = (len(faces), rows[0].shape[1])
-                embeddings = np.lib.format.open_memmap(draft, 'w+', np.float32, shape)
+                embeddings = private_rows(draft, np.float32, (len(faces), rows[0].shape[1]))
             embeddings[part.start : part.stop] = rows[0]
             parts.append(_part_file(folder, key, part))
         if embeddings is not None:
@@ -91,6 +90,13 @@ def embed_to_file(faces: Dataset, phi: FaceEmbedder, folder: str | Path, key: st
                 part.unlink()
         broadcast_object_list(there)  # the others wait for it
     return load_rows(file, len(faces))
+
+
+def private_rows(file: Path, dtype: type, shape: tuple[int, int]) -> np.memmap:
+    """An array to fill, in a new file of mode 0600."""
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    return np.lib.format.open_memmap(file, 'w+', dtype, shape)
 
 
 def load_rows(file: Path, rows: int) -> np.ndarray:

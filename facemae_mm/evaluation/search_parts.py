@@ -7,7 +7,7 @@ from mmengine.dist import barrier, get_dist_info
 from tqdm import tqdm
 
 from ..whole_file import whole_file
-from .embedding_parts import load_rows
+from .embedding_parts import load_rows, private_rows
 from .nearest import QUERIES, NearestImages
 
 
@@ -58,7 +58,7 @@ def search_to_file(
         barrier()
         if rank == 0:
             draft = file.with_suffix('.partial')
-            nearest = np.lib.format.open_memmap(draft, 'w+', np.int32, (len(queries), k))
+            nearest = private_rows(draft, np.int32, (len(queries), k))
             for start, part in parts.items():
                 rows = load_rows(part, min(start + QUERIES, len(queries)) - start)
                 nearest[start : start + len(rows)] = rows
