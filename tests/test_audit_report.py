@@ -3,6 +3,7 @@
 import base64
 import csv
 import html
+import inspect
 import json
 import math
 import os
@@ -14,9 +15,13 @@ import cv2
 import numpy as np
 import pytest
 
+from facemae_mm.audit.membership import membership
+from facemae_mm.audit.near_duplicates import near_duplicates
 from facemae_mm.audit.report import findings, write_report
 from facemae_mm.audit.report.axis import Axis
+from facemae_mm.audit.report.chart import look
 from facemae_mm.audit.report.wording import percent, share
+from facemae_mm.audit.report.write_report import RESAMPLES
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 IDENTITIES = [34, 68, 136, 272, 545]
@@ -104,6 +109,7 @@ def attacker(level):
         difference=dict(points=points),
         membership=dict(
             photos=dict(members=2643, non_members=1202, member_identities=545, non_member_identities=430),
+            photos_without=dict(members=2410, non_members=1187, member_identities=498, non_member_identities=421),
             **{
                 'with': dict(calibrated=roc(0.62 - level), raw=roc(0.7 - level)),
                 'without': dict(calibrated=roc(0.95 - level), raw=roc(1.02 - level)),
@@ -122,6 +128,7 @@ def attacker(level):
             threshold=0.512,
             above_threshold=rate(level / 4),
             above_threshold_same_person=rate(level / 6),
+            chance_same_person=0.0031,
             pixel_copies=dict(count=0, threshold=0.99),
             worst=worst,
         ),
@@ -294,7 +301,10 @@ def test_sets_of_different_size_are_said_to_be_so():
     headline(report)['difference']['points'][-1]['equal_galleries'] = False
     assert 'differ in size' in texts(report)['Against the real photos']
     headline(report)['difference']['points'][-1] |= dict(equal_galleries=True, drawn_to_equal=True)
-    assert 'drawn down to the size of the other' in texts(report)['Against the real photos']
+    assert (
+        'images of both sets were drawn so that both hold as many of every person'
+        in texts(report)['Against the real photos']
+    )
 
 
 def test_the_difference_of_fewer_identities_does_not_stand_in_for_that_of_all():
@@ -339,6 +349,108 @@ def test_too_few_non_members_leave_only_the_area():
     assert 'too few people' in text and 'area under the curve of' in text and 'accusing' not in text
 
 
+def test_each_way_of_counting_names_the_photos_it_was_measured_with():
+    said = texts(sample())
+    for way, members, others in (
+        ('every released face', '2,643 photos of 545 people', '1,202 photos of 430 people'),
+        ('without the same source', '2,410 photos of 498 people', '1,187 photos of 421 people'),
+    ):
+        assert f'Measured with {members} who are in it and {others} who are not in it.' in said[f'Membership, {way}']
+
+
+def set_membership(report, auc, common, rare, non_members):
+    for attacker in report['attackers'].values():
+        of = attacker['membership']
+        of['photos'] = dict(members=2643, non_members=non_members, member_identities=545, non_member_identities=100)
+        of['without'] = of['photos_without'] = None
+        for score in of['with'].values():
+            score |= dict(auc=auc, tpr={'0.01': common, '0.001': rare})
+
+
+@pytest.mark.parametrize(
+    ('common', 'rare', 'non_members', 'verdict', 'says'),
+    [
+        ([0.3, 0.2, 0.4], None, 500, 'leaks', 'That is above chance'),
+        ([0.3, 0.2, 0.4], None, 499, 'to be looked at', 'the sample too small to say that it leaks'),
+        ([0.3, 0.2, 0.4], None, 100, 'to be looked at', 'the sample too small to say that it leaks'),
+        ([0.011, 0.005, 0.02], [0.1, 0.05, 0.2], 4999, 'to be looked at', 'the sample too small to say that it leaks'),
+        ([0.011, 0.005, 0.02], [0.1, 0.05, 0.2], 5000, 'leaks', 'That is above chance'),
+        ([0.3, 0.2, 0.4], [0.1, 0.05, 0.2], 4999, 'leaks', 'At 0.1 % fewer than five photos of others are accused'),
+        ([0.011, 0.005, 0.02], None, 100, 'cannot tell from chance', 'At 1.0 % fewer than five photos of others'),
+    ],
+)
+def test_fewer_than_five_false_matches_show_no_leak_alone(tmp_path, common, rare, non_members, verdict, says):
+    report = sample()
+    set_membership(report, [0.5, 0.48, 0.52], common, rare, non_members)
+    topic = 'Membership, every released face'
+    assert verdicts(report)[topic] == verdict and says in texts(report)[topic]
+    page = write_report(report, tmp_path).read_text(encoding='utf-8')
+    few = non_members < 500 or (rare and non_members < 5000)
+    assert ('85\u00a0% of simulations, not in 95' in page) == bool(few)
+    assert ('85 % of simulations' in texts(report)[topic]) == bool(few)
+    rows = {row['measure']: row for row in table(tmp_path, 'membership')}
+    assert float(rows['TPR at FPR 0.01']['false_matches']) == pytest.approx(0.01 * non_members)
+    starred = re.findall(r'([\d.]+\u00a0%)\u00a0\*', page)
+    shown = {percent(rate[0]) for rate, fpr in ((common, 0.01), (rare, 0.001)) if rate and fpr * non_members < 5 - 1e-9}
+    assert set(starred) == shown
+
+
+def test_another_score_above_chance_at_few_false_matches_is_to_be_looked_at():
+    report = sample()
+    set_membership(report, [0.5, 0.48, 0.52], [0.012, 0.006, 0.02], [0.001, 0.0, 0.002], 1202)
+    topic = 'Membership, every released face'
+    assert verdicts(report)[topic] == 'cannot tell from chance'
+    report['attackers']['linear map']['membership']['with']['raw']['tpr'] = {
+        '0.01': [0.011, 0.006, 0.02],
+        '0.001': [0.01, 0.005, 0.02],
+    }
+    assert verdicts(report)[topic] == 'to be looked at'
+    assert 'Another attacker or score is above chance, but' in texts(report)[topic]
+
+
+@pytest.mark.parametrize(
+    ('same', 'chance', 'verdict', 'says'),
+    [
+        ([0.05, 0.03, 0.07], 0.002, 'leaks', '(by chance 0.2 %; held against 1.0 %)'),
+        ([0.05, 0.03, 0.07], 0.029, 'leaks', '(by chance 2.9 %)'),
+        ([0.05, 0.03, 0.07], 0.03, 'to be looked at', '(by chance 3.0 %)'),
+        ([0.006, 0.005, 0.007], 0.002, 'to be looked at', '(by chance 0.2 %; held against 1.0 %)'),
+        ([0.05, 0.03, 0.07], None, 'to be looked at', 'what chance would make it was not measured'),
+    ],
+)
+def test_the_right_person_nearby_is_held_against_its_own_chance(tmp_path, same, chance, verdict, says):
+    report = sample()
+    for attacker in report['attackers'].values():
+        attacker['near_duplicates'] |= dict(
+            above_threshold=[0.3, 0.2, 0.4],
+            above_threshold_same_person=same,
+            chance_same_person=chance,
+            source_nearest=None,
+        )
+    assert verdicts(report)['Near duplicates'] == verdict and says in texts(report)['Near duplicates']
+    page = write_report(report, tmp_path).read_text(encoding='utf-8')
+    cells = re.search('<caption id="near-table">.*?</table>', page, re.S)[0].split('<tr')[2]
+    cells = re.findall('<td[^>]*>(.*?)</td>', cells)
+    assert 'the same person by chance' in page and cells[2] == percent(chance)
+    rows = {row['measure']: row['chance'] for row in table(tmp_path, 'near_duplicates')}
+    assert rows['above_threshold_same_person'] == ('' if chance is None else str(chance))
+    assert rows['above_threshold'] == '0.01' and float(rows['source_nearest']) == 1 / 13233
+
+
+def test_nearness_is_told_of_an_attacker_for_whom_it_leaks():
+    report = sample()
+    for number, attacker in enumerate(report['attackers'].values()):
+        same, chance = ([0.04, 0.03, 0.05], 0.001) if number == 1 else ([0.06, 0.05, 0.07], 0.06)
+        attacker['near_duplicates'] |= dict(
+            above_threshold=[0.3, 0.2, 0.4],
+            above_threshold_same_person=same,
+            chance_same_person=chance,
+            source_nearest=None,
+        )
+    assert verdicts(report)['Near duplicates'] == 'leaks'
+    assert list(report['attackers'])[1] in texts(report)['Near duplicates']
+
+
 @pytest.mark.parametrize(
     ('above', 'same', 'own', 'verdict', 'says'),
     [
@@ -347,7 +459,7 @@ def test_too_few_non_members_leave_only_the_area():
             [0.05, 0.03, 0.07],
             None,
             'leaks',
-            'the very person whom the face stands for. That is above',
+            'the very person whom the face stands for (by chance 0.3 %; held against 1.0 %). That is above',
         ),
         ([0.08, 0.06, 0.1], [0.0, 0.0, 0.005], [0.001, 0.0005, 0.002], 'leaks', '(by chance 0.0076 %). That is above'),
         ([0.08, 0.06, 0.1], [0.005, 0.0, 0.012], [0.0, 0.0, 0.001], 'to be looked at', 'Nearness alone is no leak'),
@@ -414,6 +526,32 @@ def test_nothing_measured_is_said_and_no_attack_is_called_harmless():
 def test_rounding_makes_neither_nothing_nor_everything(value, text):
     assert share(value) == text
     assert percent(value) == (text if value is None else f'{text}\u00a0%')
+
+
+def test_no_two_of_twenty_lines_look_alike():
+    looks = [look(style) for style in range(20)]
+    assert len({(marker, dash) for marker, dash, _ in looks}) == 20
+    for number, one in enumerate(looks[:12]):
+        assert all(0 <= of < 8 for of in one)
+        for other in looks[:number]:
+            assert sum(a == b for a, b in zip(one, other)) <= 1
+
+
+@pytest.mark.parametrize('edges', [np.ones(61), np.linspace(1 - 3e-16, 1, 61), np.linspace(0.95, 1, 61)])
+def test_a_histogram_of_no_width_is_drawn_and_its_counts_are_told(tmp_path, edges):
+    report = sample()
+    counts = [0] * 59 + [25, 75]
+    headline(report)['near_duplicates']['histogram'] = dict(
+        edges=edges.tolist(), series={'released': counts[1:], 'photos': [40] + [0] * 59}
+    )
+    page = write_report(report, tmp_path).read_text(encoding='utf-8')
+    name = report['headline']['attacker']
+    cells = re.search(f'Similarity of the nearest photo, attacker {name}: counts.*?</table>', page, re.S)[0]
+    told = [[int(of) for of in re.findall(r'<td>(\d+)</td>', row)] for row in cells.split('<tr')[2:]]
+    assert told == [[one, other] for one, other in zip(counts[1:], [40] + [0] * 59)]
+    assert 'released: 100, half of them up to 1;' in page
+    chart = re.search('<svg class="chart"[^>]*histogram-0.*?</svg>', page, re.S)[0]
+    assert chart.count('class="line"') == 2 and '>1</text>' in chart
 
 
 @pytest.mark.parametrize('rates', [[0.0], [1e-9], [0.0123, 0.7], [1.0], [-0.3, 0.4], [0.01, 0.011]])
@@ -574,6 +712,31 @@ def extreme(report):
     return report | dict(settings=dict(seed=2**63, nothing=5e-324), seconds=1e9)
 
 
+def no_attacker(report):
+    """Every attacker was left out."""
+    report['matching']['notes'] = ['Attacker linear map was left out: 0 pairs are too few to learn from.']
+    return report | dict(attackers={}, headline=dict(attacker=None, k=2))
+
+
+def eight_imitations(report):
+    for number in range(5):
+        headline(report)['leakage'][f'imitation:model {number}'] = curve(0.1 + number / 20, 0.4)
+    return report
+
+
+def few_others(report):
+    set_membership(report, [0.5, 0.48, 0.52], [0.3, 0.2, 0.4], None, 150)
+    return report
+
+
+def all_alike(report):
+    """Every photo is the same one."""
+    for attacker in report['attackers'].values():
+        histogram = attacker['near_duplicates']['histogram']
+        histogram['edges'] = [1.0] * len(histogram['edges'])
+    return report
+
+
 def unmeasured_intervals(report):
     """No rate has an interval."""
 
@@ -587,7 +750,19 @@ def unmeasured_intervals(report):
     return strip(report)
 
 
-CHANGES = [only_strangers, only_membership, nothing_but_names, hollow, one_way, extreme, unmeasured_intervals]
+CHANGES = [
+    only_strangers,
+    only_membership,
+    nothing_but_names,
+    no_attacker,
+    eight_imitations,
+    few_others,
+    all_alike,
+    hollow,
+    one_way,
+    extreme,
+    unmeasured_intervals,
+]
 
 
 @pytest.mark.parametrize('change', [*CHANGES, lambda report: {}], ids=lambda change: change.__name__)
@@ -609,6 +784,28 @@ def test_what_is_missing_is_said_and_the_rest_is_there(tmp_path, change):
     }
     if change is not hollow:
         assert {sentence: sentence in page for sentence in measured} == measured
+
+
+def test_a_report_without_attackers_says_so_plainly(tmp_path):
+    report = no_attacker(sample())
+    first = findings(report)[0]
+    assert (first.verdict, first.topic) == ('not measured', 'No attacker')
+    assert 'every one was left out' in first.text and 'nothing follows' in first.text and 'The notes' in first.text
+    page = write_report(report, tmp_path).read_text(encoding='utf-8')
+    assert html.escape(first.text) in page and 'Attacker linear map was left out' in page
+    assert 'There is no attacker in this report, so nothing was measured.' in page
+    assert 'The notes' not in findings({})[0].text
+    assert not {finding.verdict for finding in findings(report)} & {'leaks', 'reduced', 'cannot tell from chance'}
+
+
+def test_the_page_says_how_many_resamples_each_interval_had(tmp_path):
+    for measure in (membership, near_duplicates):
+        assert inspect.signature(measure).parameters['resamples'].default == RESAMPLES == 1000
+    report = sample()
+    report['settings']['resamples'] = 200
+    page = write_report(report, tmp_path).read_text(encoding='utf-8')
+    assert 'drawn anew: 200 times for leakage, 1,000 times for membership and near duplicates.' in page
+    assert '<dt>resamples of the leakage curves</dt><dd>200</dd>' in page and '<dt>resamples</dt>' not in page
 
 
 def test_numbers_that_are_none_are_refused_before_anything_is_written(tmp_path):
@@ -769,7 +966,8 @@ STRUCTURE = """() => {
     if (chart.getAttribute('role') !== 'img') faults.push('a chart is no image');
     for (const id of chart.getAttribute('aria-labelledby').split(' '))
       if (!document.getElementById(id)?.textContent.trim()) faults.push(`${id} says nothing`);
-    const looks = [...chart.querySelectorAll('.line')].map(line => line.getAttribute('stroke-dasharray'));
+    const looks = [...chart.querySelectorAll('.line')].map(line =>
+      `${line.getAttribute('stroke-dasharray')} and ${line.parentElement.querySelector('.marker')?.getAttribute('d')}`);
     if (new Set(looks).size !== looks.length) faults.push('two lines differ in colour alone');
   }
   for (const link of document.querySelectorAll('a'))

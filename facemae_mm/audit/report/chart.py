@@ -21,7 +21,17 @@ _MARKERS = (
     'M-4.5,-2.5H4.5M-4.5,2.5H4.5',
 )
 _DASHES = ('', '7 3', '2.5 2.5', '9 3 2 3', '5 2 1.5 2 1.5 2', '12 3', '1 3', '4 4')
-STYLES = len(_MARKERS)
+
+
+def look(style: int) -> tuple[int, int, int]:
+    """Numbers of a style's marker, dash and colour.
+
+    The first eight share none; the next four share one at most with any of the twelve; 20 differ in marker or dash.
+    """
+    turn = style // 4 - 1
+    if turn < 1:
+        return style, style, style
+    return 4 + (style + turn) % 4, 4 + (style + 2 * turn) % 4, 4 + (style + 3 * turn) % 4
 
 
 class Chart:
@@ -82,7 +92,7 @@ class Chart:
         """Points with a line through them and bars for the intervals of y.
 
         Args:
-            style: Number of its colour, marker and dash.
+            style: Number of its look, which says its marker, dash and colour.
             label: Its name in the legend.
             points: (x, y), in order.
             intervals: (low, high) of y for each point, or None where there is none.
@@ -181,11 +191,11 @@ class Chart:
             self._add(self._svg, 'text', self.y.label, x='4', y='12', **{'class': 'label'})
 
     def _group(self, style: int) -> ElementTree.Element:
-        return ElementTree.SubElement(self._svg, 'g', {'class': f'series s{style % STYLES}'})
+        return ElementTree.SubElement(self._svg, 'g', {'class': f'series s{look(style)[2]}'})
 
     def _line(self, group: ElementTree.Element, places: Sequence[tuple[float, float]], style: int) -> None:
         outline = ' '.join(f'{left:.1f},{top:.1f}' for left, top in places)
-        self._add(group, 'polyline', **{'class': 'line', 'stroke-dasharray': _DASHES[style % STYLES]}, points=outline)
+        self._add(group, 'polyline', **{'class': 'line', 'stroke-dasharray': _DASHES[look(style)[1]]}, points=outline)
 
     def _bar(self, group: ElementTree.Element, left: float, top: float, right: float, bottom: float) -> None:
         cap = 'h' if left == right else 'v'
@@ -195,13 +205,14 @@ class Chart:
         self._add(group, 'path', **{'class': 'bar'}, d=ends + between + others)
 
     def _marker(self, group: ElementTree.Element, style: int, left: float, top: float) -> None:
-        kind = 'marker' if style % STYLES < 5 else 'marker hollow'
+        number = look(style)[0]
+        kind = 'marker' if number < 5 else 'marker hollow'
         place = f'translate({left:.1f},{top:.1f})'
-        self._add(group, 'path', **{'class': kind}, d=_MARKERS[style % STYLES], transform=place)
+        self._add(group, 'path', **{'class': kind}, d=_MARKERS[number], transform=place)
 
     def _swatch(self, style: int, line: bool, marker: bool) -> Markup:
         swatch = self._swatch_of()
-        group = ElementTree.SubElement(swatch, 'g', {'class': f'series s{style % STYLES}'})
+        group = ElementTree.SubElement(swatch, 'g', {'class': f'series s{look(style)[2]}'})
         if line:
             self._line(group, [(1, 7), (33, 7)], style)
         if marker:

@@ -10,7 +10,8 @@ from .rows import COUNTED, attackers, find, headline_k, rate_of
 from .wording import COUNTED as COUNTED_WORDS
 from .wording import has_interval, pairing_name, with_interval
 
-_SPREAD = 3.5  # units between the bars of neighbouring series
+_SPREAD, _MOST = 3.5, 28  # units between the bars of neighbouring series, and between the first and the last
+_NARROWEST = 0.2  # least width of an axis of cosines
 
 
 def attackers_chart(report: dict, rows: dict[str, list[dict]]) -> Chart | None:
@@ -77,8 +78,8 @@ def curve_chart(name: str, rows: dict[str, list[dict]], attacker: str, k: int) -
         (2, 'original_released', 'with'),
         (3, 'released_released', None),
         *(
-            (4 + n % 4, name, None)
-            for n, name in enumerate(filter(lambda name: name.startswith('imitation:'), pairings))
+            (style, name, None)
+            for style, name in enumerate(filter(lambda name: name.startswith('imitation:'), pairings), 4)
         ),
     ):
         found = [row for row in mine if row['pairing'] == pairing]
@@ -105,13 +106,14 @@ def curve_chart(name: str, rows: dict[str, list[dict]], attacker: str, k: int) -
     if lucky:
         line = [row for row in mine if all(row[key] == lucky[key] for key in ('pairing', 'counted'))]
         chart.chance('chance', [(row['identities'], row['chance']) for row in line if row['chance'] is not None])
+    spread = min(_SPREAD, _MOST / len(curves))
     for place, (style, label, curve) in enumerate(curves):
         chart.series(
             style,
             label,
             [(row['identities'], row['rate']) for row in curve],
             [(row['low'], row['high']) if has_interval(rate_of(row)) else None for row in curve],
-            shift=_SPREAD * (place - (len(curves) - 1) / 2),
+            shift=spread * (place - (len(curves) - 1) / 2),
         )
     return chart
 
@@ -161,18 +163,18 @@ def roc_chart(name: str, rows: dict[str, list[dict]], attacker: str) -> Chart | 
 def histogram_chart(name: str, rows: dict[str, list[dict]], report: dict, attacker: str) -> Chart | None:
     """How alike the nearest photos are: to released faces, and to photos of the same and of other people."""
     mine = [row for row in rows['histogram'] if row['attacker'] == attacker]
-    edges = sorted({row['from'] for row in mine} | {row['to'] for row in mine})
     series = {row['series']: [] for row in mine}
     for row in mine:
-        series[row['series']].append(row['count'])
+        series[row['series']].append(row)
+    edges = [row['from'] for row in mine[:1]] + [row['to'] for row in next(iter(series.values()), ())]
+    series = {label: [row['count'] for row in bins] for label, bins in series.items()}
     series = {label: counts for label, counts in series.items() if sum(counts)}
     if not series:
         return None
+    low, high = min(edges[0], edges[-1] - _NARROWEST), edges[-1]
     shares = {label: np.array(counts) / sum(counts) for label, counts in series.items()}
-    step = next(step for step in (0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10**9) if edges[-1] - edges[0] <= 7 * step)
-    ticks = [
-        number * step for number in range(math.ceil(edges[0] / step - 1e-9), 1 + math.floor(edges[-1] / step + 1e-9))
-    ]
+    step = next(step for step in (0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10**9) if high - low <= 7 * step)
+    ticks = [number * step for number in range(math.ceil(low / step - 1e-9), 1 + math.floor(high / step + 1e-9))]
     said = []
     for label, heights in shares.items():
         half = int(np.searchsorted(np.cumsum(heights), 0.5 - 1e-12))
@@ -183,8 +185,8 @@ def histogram_chart(name: str, rows: dict[str, list[dict]], report: dict, attack
         '; '.join(said) + '.',
         Axis(
             'cosine similarity (1: the same)',
-            edges[0],
-            edges[-1],
+            low,
+            high,
             tuple((tick, f'{tick:.4g}'.replace('-', '−')) for tick in ticks),
         ),
         Axis.of_rates('share of each', [float(max(heights.max() for heights in shares.values()))]),
@@ -193,7 +195,7 @@ def histogram_chart(name: str, rows: dict[str, list[dict]], report: dict, attack
     for style, (label, heights) in enumerate(shares.items()):
         chart.steps(style, label, edges, heights)
     threshold = find(rows['near_duplicates'], attacker=attacker, measure='threshold')
-    if threshold and threshold['value'] is not None and edges[0] <= threshold['value'] <= edges[-1]:
+    if threshold and threshold['value'] is not None and low <= threshold['value'] <= high:
         chart.rule(f'{threshold["value"]:.3f}: 99\u00a0% of photos of other people lie left of it', threshold['value'])
     return chart
 

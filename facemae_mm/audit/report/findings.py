@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from .finding import Finding
-from .rows import all_rows, attackers, dig, find, headline_k, rate_of
+from .rows import all_rows, attackers, dig, few_false_matches, find, headline_k, membership_photos, rate_of
 from .wording import (
     COUNTED,
     NOT_FROM_THIS_PHOTO,
@@ -25,6 +25,9 @@ _AGAINST_CHANCE = {
     'show that nothing leaks.',
     'below chance': 'That is below chance. A few released faces that lie near to every photo do that, and so do people '
     'who are matched wrongly; it does not show that nothing leaks.',
+    'to be looked at': 'It is above chance only where fewer than five photos of others are accused. There an interval '
+    'is too narrow (at one it held the truth in 85\u00a0% of simulations), and the sample too small to say that it '
+    'leaks.',
     'not measured': 'There is no interval or no chance level to hold it against, so nothing follows from it.',
 }
 
@@ -47,7 +50,7 @@ def findings(report: dict, rows: dict[str, list[dict]] | None = None) -> list[Fi
         *_imitation(report, rows),
         *_linkage(report, rows),
         *_membership(report, rows),
-        *_near_duplicates(report, rows),
+        *_near_duplicates(rows),
         *_utility(rows),
         *_limits(report),
     ]
@@ -108,6 +111,15 @@ def _sample(row: dict) -> str:
 
 
 def _leakage(report: dict, rows: dict) -> Iterator[Finding]:
+    if not attackers(report):
+        why = ' The notes below the summary say why.' if dig(report, 'matching', 'notes') else ''
+        yield Finding(
+            'not measured',
+            'No attacker',
+            'There is no attacker in this report: none was named, or every one was left out. No leakage was measured, '
+            f'so nothing follows about what the released set leaks.{why}',
+        )
+        return
     row = _headline(report, rows)
     if row is None:
         yield Finding(
@@ -187,7 +199,7 @@ def _reduction(report: dict, rows: dict) -> Iterator[Finding]:
         reason = 'the interval includes 0' if has_interval(difference) else 'there is no interval'
         text = f'Original minus released is {amount}. No reduction was shown: {reason}.'
     if point['drawn_to_equal']:
-        text += ' For the difference the larger of the two sets was drawn down to the size of the other.'
+        text += ' For the difference, images of both sets were drawn so that both hold as many of every person.'
     if point['equal_galleries'] is False:
         text += ' The two sets that were searched differ in size, so part of the difference may come from that.'
     if len(shown) > 1:
@@ -260,8 +272,7 @@ def _membership(report: dict, rows: dict) -> Iterator[Finding]:
         worst = max(accused or areas or scores, key=lambda row: row['value'])
         area = find(areas, attacker=worst['attacker'], score=worst['score'])
         rare = find(scores, attacker=worst['attacker'], score=worst['score'], measure='TPR at FPR 0.001')
-        of = dig(report, 'attackers', worst['attacker'], 'membership')
-        photos = dig(of, counted, 'photos') or dig(of, 'photos') or {}
+        photos = membership_photos(attackers(report)[worst['attacker']]['membership'], counted)
         which = 'Counting every released face' if counted == 'with' else f'With {NOT_FROM_THIS_PHOTO}'
         topic = f'Membership, {COUNTED[counted]}'
         tried = f', the worst of {len(accused or areas or scores)}' if len(accused or areas or scores) > 1 else ''
@@ -292,42 +303,70 @@ def _membership(report: dict, rows: dict) -> Iterator[Finding]:
             if photos.get(key) is not None and photos.get(identities) is not None
         ]
         text += f'. Measured with {" and ".join(people)}.' if people else '.'
-        verdicts = {against_chance(rate_of(row, 'value'), row['chance']) for row in (worst, area, rare) if row}
-        everyone = {against_chance(rate_of(row, 'value'), row['chance']) for row in scores}
-        for verdict in ('leaks', 'cannot tell from chance', 'below chance', 'not measured'):
-            if verdict in verdicts:
-                break
+        told = [row for row in (worst, area, rare) if row]
+        verdicts = [{_of_membership(row) for row in those} for those in (told, scores)]
+        order = ('leaks', 'to be looked at', 'cannot tell from chance', 'below chance', 'not measured')
+        verdict, strongest = (next(verdict for verdict in order if verdict in found) for found in verdicts)
         text += f' {_AGAINST_CHANCE[verdict]}'
-        if verdict != 'leaks' and 'leaks' in everyone:
+        few = sorted({row['chance'] for row in told if few_false_matches(row)}, reverse=True)
+        if few and verdict != 'to be looked at':
+            text += (
+                f' At {" and ".join(map(percent, few))} fewer than five photos of others are accused: such an interval '
+                'is too narrow (at one it held the truth in 85\u00a0% of simulations) and shows no leak alone.'
+            )
+        if verdict != 'leaks' and strongest == 'leaks':
             verdict = 'leaks'
             text += ' Another attacker or score is above chance: see the table.'
+        elif verdict not in ('leaks', 'to be looked at') and strongest == 'to be looked at':
+            verdict = strongest
+            text += (
+                ' Another attacker or score is above chance, but with fewer than five photos of others accused, where '
+                'the sample is too small to say that it leaks: see the table.'
+            )
         yield Finding(verdict, topic, text)
 
 
-def _near_duplicates(report: dict, rows: dict) -> Iterator[Finding]:
+def _of_membership(row: dict) -> str:
+    """What a row of `membership` says by itself; the interval of few false matches shows no leak alone."""
+    verdict = against_chance(rate_of(row, 'value'), row['chance'])
+    return 'to be looked at' if verdict == 'leaks' and few_false_matches(row) else verdict
+
+
+def _near_duplicates(rows: dict) -> Iterator[Finding]:
     near = [row for row in rows['near_duplicates'] if row['value'] is not None]
-    images = dig(report, 'real', 'images')
     found = []
     for attacker in dict.fromkeys(row['attacker'] for row in near):
         above, same, own = (
-            rate_of(find(near, attacker=attacker, measure=measure), 'value')
+            find(near, attacker=attacker, measure=measure)
             for measure in ('above_threshold', 'above_threshold_same_person', 'source_nearest')
         )
         if above:
-            found.append((attacker, above, same, own))
+            leaks = 'leaks' in (
+                same and against_chance(rate_of(same, 'value'), _same_person_level(same)),
+                own and against_chance(rate_of(own, 'value'), own['chance']),
+            )
+            found.append((leaks, (same or above)['value'], attacker, above, same, own))
     if found:
-        attacker, above, same, own = max(found, key=lambda of: (of[2] or [0])[0] or of[1][0])
+        leaks, _, attacker, *shares = max(found, key=lambda of: of[:2])
+        above, same, own = (rate_of(row, 'value') for row in shares)
         text = (
             f'For attacker “{attacker}”, {with_interval(above)} of the released faces lie nearer to a real photo than '
             '99\u00a0% of photos lie to any photo of another person (strangers would make it 1\u00a0%).'
         )
         if same:
-            text += f' For {with_interval(same)} that photo shows the very person whom the face stands for.'
+            text += f' For {with_interval(same)} that photo shows the very person whom the face stands for'
+            chance = shares[1]['chance']
+            if chance is None:
+                text += ' (what chance would make it was not measured).'
+            else:
+                level = f'; held against {percent(0.01)}' if chance < 0.01 else ''
+                text += f' (by chance {percent(chance)}{level}).'
         if own:
+            chance = shares[2]['chance']
             text += f' For {with_interval(own)} the nearest of all photos is the very one that the face was made from'
-            text += f' (by chance {percent(1 / images)}).' if images else '.'
-        verdict = against_chance(above, 0.01)
-        if 'leaks' in (against_chance(same, 0.01), against_chance(own, 1 / images if images else None)):
+            text += f' (by chance {percent(chance)}).' if chance is not None else '.'
+        verdict = against_chance(above, shares[0]['chance'])
+        if leaks:
             verdict = 'leaks'
             text += f' {_AGAINST_CHANCE[verdict]}'
         elif verdict == 'leaks':
@@ -360,6 +399,11 @@ def _near_duplicates(report: dict, rows: dict) -> Iterator[Finding]:
                 f'Made small and grey, no released face is all but a copy of a photo{bar}. Copies that were turned, '
                 'cut or changed in part need not show in this search.',
             )
+
+
+def _same_person_level(row: dict) -> float | None:
+    """What the share of faces that are near to their own person is held against: chance, and 1 % at least."""
+    return None if row['chance'] is None else max(0.01, row['chance'])
 
 
 def _utility(rows: dict) -> Iterator[Finding]:

@@ -33,6 +33,13 @@ class Table:
             self.marked = len(self.rows)
         self.rows.append([self._cell(value) for value in values])
 
+    def star(self, column: int, note: str) -> None:
+        """Marks a rate of the last row by *, which a note explains, once."""
+        text, *more = self.rows[-1][column]
+        self.rows[-1][column] = (f'{text}\u00a0*', *more)
+        if note not in self.notes:
+            self.notes += note
+
     def mark_worst(self, column: int, rates: list[float | None]) -> None:
         """Marks the largest of a column's rates, one for each row, where there are at least two to compare."""
         known = [rate for rate in rates if rate is not None]

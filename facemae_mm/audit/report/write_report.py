@@ -20,6 +20,9 @@ from .picture import picture
 from .rows import COLUMNS, all_rows, attackers, dig, headline_k
 
 _HERE = Path(__file__).parent
+#: Resamples of the intervals of membership and near duplicates; those of leakage are in the report's settings.
+RESAMPLES = 1000
+
 #: Signs with which a spreadsheet begins a formula.
 _FORMULA = ('=', '+', '-', '@', '\t', '\r')
 
@@ -152,6 +155,11 @@ def _page(report: dict, rows: dict[str, list[dict]], pictures: dict, show_faces:
         utility_table=tables.utility_table(rows),
         audited=tables.audited_table(report),
         facts=tables.facts,
+        resamples=RESAMPLES,
+        settings={
+            'resamples of the leakage curves' if key == 'resamples' else key: value
+            for key, value in (report.get('settings') or {}).items()
+        },
         matching={
             key.replace('_', ' '): wording.number(value) if type(value) is int else value
             for key, value in (report.get('matching') or {}).items()
