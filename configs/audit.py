@@ -14,21 +14,16 @@ attacker_std = '{{$FACEMAE_ATTACKER_STD:own}}'
 second_embedder = '{{$FACEMAE_SECOND_EMBEDDER:none}}'  # one more attacker, as it is
 second_mean = '{{$FACEMAE_SECOND_MEAN:own}}'
 second_std = '{{$FACEMAE_SECOND_STD:own}}'
-needs = dict(
-    attacker_embedder="an embedder of faces: 'dlib' (`pip install face_recognition_models`), an InsightFace pack or a "
-    'checkpoint (--cfg-options attacker_embedder=PATH)',
-    second_embedder='another embedder of faces: an InsightFace pack or a checkpoint (--cfg-options second_embedder=PATH)',
-)
 
 embedder = dict(
     checkpoint=attacker_embedder,
-    mean=[float(number) for number in attacker_mean.split('/') if number[:1].isdigit()] or None,
-    std=[float(number) for number in attacker_std.split('/') if number[:1].isdigit()] or None,
+    mean=None if attacker_mean == 'own' else [float(number) for number in attacker_mean.split('/')],
+    std=None if attacker_std == 'own' else [float(number) for number in attacker_std.split('/')],
 )
 attackers = dict(
     embedder=dict(type='EmbedderAttacker', embedder=embedder),  # the paper's, section 3.4
     linear_map=dict(type='LinearMapAttacker', embedder=embedder, pairs=20000),
-    fine_tuned=dict(type='FineTunedAttacker', embedder=embedder, faces=10000),  # photos and released, five times 1,000
+    fine_tuned=dict(type='FineTunedAttacker', embedder=embedder, faces=10000),  # of 5,000 pairs
     demasking=dict(type='DemaskingAttacker', embedder=embedder, faces=5000),
 )
 if second_embedder != 'none':
@@ -36,7 +31,7 @@ if second_embedder != 'none':
         type='EmbedderAttacker',
         embedder=dict(
             checkpoint=second_embedder,
-            mean=[float(number) for number in second_mean.split('/') if number[:1].isdigit()] or None,
-            std=[float(number) for number in second_std.split('/') if number[:1].isdigit()] or None,
+            mean=None if second_mean == 'own' else [float(number) for number in second_mean.split('/')],
+            std=None if second_std == 'own' else [float(number) for number in second_std.split('/')],
         ),
     )

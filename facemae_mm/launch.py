@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.dist import init_dist
 from mmengine.logging import print_log
 
 from .config import TRAIN_PARTS, check_inputs
@@ -156,6 +157,21 @@ def init_distributed(config: Config, launcher: str) -> None:
         **(config.get('model_wrapper_cfg') or {}),
         device_ids=None,
     )
+
+
+def start_processes(launcher: str, timeout: int = 1800) -> torch.device:
+    """Meets the other processes of a tool that runs without a recipe; the device of this one.
+
+    Args:
+        launcher: As for `process_numbers`.
+        timeout: How long a process waits for the others, seconds.
+    """
+    init_distributed(Config(dict(env_cfg=dict(dist_cfg=dict(timeout=timeout)))), launcher)
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    if launcher != 'none':
+        init_dist(launcher, timeout=timeout)
+    return torch.device('cuda', process_numbers(launcher)[2])
 
 
 def print_effective_batch(config: Config, processes: int) -> None:

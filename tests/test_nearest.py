@@ -95,6 +95,17 @@ def test_a_gallery_that_is_not_mixed(small_blocks, order):
     assert found.tolist() == [brute_order(query, gallery)[:30] for query in queries]
 
 
+@pytest.mark.parametrize('queries', [1, 3])
+def test_few_queries_whose_near_images_come_first(small_blocks, queries):
+    """As of a gallery that is sorted by person: the first block promises more than all others hold."""
+    generator = np.random.default_rng(0)
+    gallery = generator.normal(size=(900, 64))
+    gallery[:30] = generator.normal(size=64) + 0.3 * generator.normal(size=(30, 64))
+    asked = gallery[:queries] + 0.1 * generator.normal(size=(queries, 64))
+    found = nearest_images(asked, gallery, 40)
+    assert found.tolist() == [brute_order(query, gallery)[:40] for query in asked]
+
+
 def test_more_candidates_than_there_is_room_for(small_blocks, monkeypatch):
     monkeypatch.setattr(nearest, '_CANDIDATES', 150)
     queries, gallery = some_sets()

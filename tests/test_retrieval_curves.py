@@ -202,7 +202,7 @@ def test_intervals_of_a_search_cover_its_mean_over_populations():
 
 
 def test_difference_is_resampled_together_and_wide_where_nothing_varies():
-    """Of equal curves it is zero without spread; of one that finds all and one that finds nothing it is not certain."""
+    """Of one that finds all and one that finds nothing it is not certain; nor that equal curves differ by nothing."""
     generator = np.random.default_rng(0)
     curve = fake_curve(generator)
     all_found, none_found = (
@@ -210,5 +210,7 @@ def test_difference_is_resampled_together_and_wide_where_nothing_varies():
     )
     difference, low, high = difference_interval(all_found, none_found, 0, 1)
     assert difference == 1 and high == 1 and 0.85 < low < 0.96
+    difference, low, high = difference_interval(curve, curve, 0, 1)
+    assert difference == 0 and -0.2 < low < 0 < high < 0.2
     difference, low, high = difference_interval(curve, none_found, 0, 1)
     assert (difference, low, high) == pytest.approx(curve.interval(0, 1))

@@ -15,8 +15,8 @@ from pickle import UnpicklingError
 import dist_run
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
-from mmengine.dist import init_dist
+from mmengine.config import DictAction
+from mmengine.dist import broadcast_object_list
 from mmpretrain.registry import TASK_UTILS
 
 import facemae_mm
@@ -30,12 +30,13 @@ from facemae_mm.datasets.release_source import release_parts
 from facemae_mm.datasets.resumable import keys_digest, lock_folder, write_private
 from facemae_mm.evaluation.retrieval_curves import number_of_resamples
 from facemae_mm.json_file import read_json
-from facemae_mm.launch import init_distributed, process_numbers, refuse
+from facemae_mm.launch import process_numbers, refuse, start_processes
 from facemae_mm.release.audit import add_measurements, read_utility
 from facemae_mm.release.manifest import read_manifest
 
 RECIPE = Path(__file__).resolve().parents[1] / 'configs' / 'audit.py'
 K = 2  # of the headline, as in the paper
+WAIT = 30 * 24 * 3600  # seconds that other processes wait while the first one learns and measures
 
 EPILOG = """\
 REAL and RELEASED are sets of faces of any kind (a folder of identity folders, a .zip of one, a train.rec, a masked
@@ -168,14 +169,9 @@ def build_attackers(path: str, options: dict, only: list[str] | None) -> dict[st
     return {name: TASK_UTILS.build(config) for name, config in chosen.items()}
 
 
-def start_processes(launcher: str) -> torch.device:
-    """Meets the other processes; the device of this one."""
-    init_distributed(Config(), launcher)
-    if not torch.cuda.is_available():
-        return torch.device('cpu')
-    if launcher != 'none':
-        init_dist(launcher)
-    return torch.device('cuda', process_numbers(launcher)[2])
+def without_folders(word: str) -> str:
+    """A word of the command line with the last part of each path alone: where things lie is nobody's business."""
+    return re.sub(r'[^\s=:]*/(?=[^/])', '', word)
 
 
 def describe(source: FaceSource) -> dict:
@@ -192,6 +188,10 @@ def read_utilities(args: argparse.Namespace) -> list[dict]:
     """Verification results by method, recogniser and set."""
     found = []
     for method, file in named(args.utility, '--utility').items():
+        if method not in ('original', 'released'):
+            raise ValueError(
+                f'--utility {method}=…: this audit knows the methods original and released; give others by --compare.'
+            )
         for name, metrics in read_utility(file).items():
             accuracy = [metrics['accuracy'], metrics.get('accuracy_lo'), metrics.get('accuracy_hi')]
             pairs = metrics.get('pairs')
@@ -199,25 +199,63 @@ def read_utilities(args: argparse.Namespace) -> list[dict]:
     return found
 
 
-def read_compared(args: argparse.Namespace) -> list[dict]:
-    """Leakage at the headline's attacker, and utility, of other audits."""
+def read_compared(args: argparse.Namespace, real: FaceSource, k: int) -> list[dict]:
+    """Leakage at the headline's attacker, and utility, of other audits of the same photos.
+
+    Raises:
+        ValueError: No such report, or of other photos.
+    """
     found = []
     for method, file in named(args.compare, '--compare').items():
-        other = read_json(file, 'Give the report.json of another audit.')
+        other = read_json(file, 'Give the report.json of another audit.', lambda number: None)
         try:
             name = other['headline']['attacker']
             last = other['attackers'][name]['leakage']['original_released']['points'][-1]
             counted = 'without' if last.get('without') else 'with'
-            entry = dict(leakage=last[counted], chance=last[f'chance_{counted}'], attacker=name, counted=counted)
-            found.append(dict(method=method, **entry, utility=other.get('utility') or []))
-        except (KeyError, TypeError, IndexError) as error:
+            leakage = {str(int(k)): interval(values) for k, values in last[counted].items()}
+            chance = {str(int(k)): interval([value] * 3)[0] for k, value in last[f'chance_{counted}'].items()}
+            utility = [
+                dict(
+                    {key: str(entry[key]) for key in ('method', 'recogniser', 'set')},
+                    accuracy=interval(entry['accuracy']),
+                    pairs=entry.get('pairs') and int(entry['pairs']),
+                )
+                for entry in other.get('utility') or ()
+            ]
+            photos = other['real']['keys_sha256']
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
             raise ValueError(f'{file} is no report.json of an audit that measured leakage. Give another.') from error
+        if str(k) not in leakage:
+            raise ValueError(f'{file} has no leakage at K = {k}, which this report compares. Audit it with --topk {k}.')
+        if photos != keys_digest(real.keys):
+            raise ValueError(f'{file} is the audit of other photos than {real.path}: the two cannot be compared.')
+        found.append(
+            dict(method=method, leakage=leakage, chance=chance, attacker=str(name), counted=counted, utility=utility)
+        )
     return found
+
+
+def interval(values: list) -> list[float | None]:
+    """[rate, low, high], of which the latter two may be None.
+
+    Raises:
+        TypeError, ValueError: Something else.
+    """
+    rate, low, high = values
+    found = [float(rate), *(None if end is None else float(end) for end in (low, high))]
+    if not all(end is None or abs(end) <= 1 for end in found):
+        raise ValueError(f'{values} are no rates')
+    return found
+
+
+def headline_k(topk: list[int]) -> int:
+    """The paper's K, where it is asked for."""
+    return K if K in topk else min(topk)
 
 
 def headline(attackers: dict, topk: list[int]) -> dict:
     """The attacker who finds most, and the K that is asked first."""
-    k = K if K in topk else topk[0]
+    k = headline_k(topk)
 
     def found(name: str) -> float:
         points = attackers[name]['leakage'].get('original_released', {}).get('points')
@@ -266,7 +304,7 @@ def write_keys(audit: Audit, worst: dict, folder: Path) -> None:
         for name, pairs in worst.items()
         for face, photo in pairs
     ]
-    write_private(folder / 'near_duplicates.csv', [('attacker', 'released_key', 'photo_key'), *rows])
+    write_private(folder / 'worst_cases_keys.csv', [('attacker', 'released_key', 'photo_key'), *rows])
 
 
 def print_summary(report: dict) -> None:
@@ -310,8 +348,15 @@ def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     real, released = open_faces(args.real), open_faces(args.released)
     out = Path(args.out or Path('work_dirs') / 'audit' / released.path.resolve().name)
-    utility, compared = read_utilities(args), read_compared(args)
+    utility, compared = read_utilities(args), read_compared(args, real, headline_k(args.topk))
     strangers = open_faces(args.non_members) if args.non_members else None
+    if strangers is not None and keys_digest(strangers.keys) == keys_digest(real.keys):
+        raise ValueError(f'--non-members {args.non_members} holds the photos of {args.real}. Give those of others.')
+    for source in (real, released):
+        folder = source.path.resolve()
+        folder = folder if folder.is_dir() else folder.parent
+        if out.resolve().is_relative_to(folder):
+            raise ValueError(f'--out {out} lies in {folder}, among the faces. Name a folder outside.')
     settings = Settings(
         topk=tuple(sorted(set(args.topk))),
         points=tuple(args.identities) if args.identities else None,
@@ -327,7 +372,7 @@ def run(args: argparse.Namespace) -> None:
     manifest = None
     if released.path.is_dir() and release_parts(released.path) is not None:
         manifest = read_manifest(released.path)[1]
-    device = start_processes(args.launcher)
+    device = start_processes(args.launcher, WAIT)
     rank, processes = process_numbers(args.launcher)[:2]
     private = out / 'private'
     audit = Audit(
@@ -341,10 +386,16 @@ def run(args: argparse.Namespace) -> None:
         settings,
         device,
     )
-    lock = None
+    lock, refused = None, [None]
     if rank == 0:
-        private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = lock_folder(private)
+        try:
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = lock_folder(private)
+        except OSError as error:
+            refused = [error]
+    broadcast_object_list(refused)
+    if refused[0]:
+        raise refused[0]
     found = audit.run()
     if found is None:
         return
@@ -353,7 +404,7 @@ def run(args: argparse.Namespace) -> None:
     report = dict(
         format='facemae-audit',
         version=1,
-        command=shlex.join(['python', *sys.argv[: -2 if added else None]]),
+        command=shlex.join(['python', *(without_folders(word) for word in sys.argv[: -2 if added else None])]),
         date=date.today().isoformat(),
         versions=dict(
             facemae_mm=facemae_mm.__version__,
@@ -395,11 +446,16 @@ def main() -> None:
         os.environ.setdefault('OMP_NUM_THREADS', '1')  # torchrun would say so at length; start_processes sets torch's
         start = ['--standalone', f'--nproc_per_node={args.processes}', *sys.argv]
         sys.exit(dist_run.main([*start, '--launcher', 'pytorch']))
-    local_rank = process_numbers(args.launcher)[2]
+    local_rank = 0
     try:
+        local_rank = process_numbers(args.launcher)[2]
         run(args)
     except (OSError, ValueError, ImportError, UnpicklingError) as error:
         refuse(f'audit.py: {error}', local_rank)
+    except RuntimeError as error:
+        if local_rank or 'RANK' not in os.environ:  # the first process ended, and has said why; or it never met others
+            refuse(f'audit.py: {error}', local_rank)
+        raise
     except KeyboardInterrupt:
         refuse('audit.py: interrupted; what is finished is kept: the same command goes on.', local_rank)
 

@@ -14,8 +14,6 @@ from pickle import UnpicklingError
 
 import dist_run
 import torch
-from mmengine.config import Config
-from mmengine.dist import init_dist
 
 import facemae_mm
 from facemae_mm.command_line import add_embedder_flags, embedder_flags
@@ -25,7 +23,7 @@ from facemae_mm.evaluation.embedding_parts import embed_in_parts
 from facemae_mm.evaluation.ijb_set import IJBSet
 from facemae_mm.evaluation.roc import save_roc
 from facemae_mm.evaluation.verification_set import VerificationSet
-from facemae_mm.launch import init_distributed, process_numbers, refuse
+from facemae_mm.launch import process_numbers, refuse, start_processes
 from facemae_mm.open_embedder import open_embedder
 from facemae_mm.whole_file import whole_file
 
@@ -111,18 +109,6 @@ def open_set(text: str, pooling: dict[str, bool]) -> VerificationSet | IJBSet:
     if not name:
         name = '_'.join([Path(parts[0]).resolve().stem, *parts[2:]]).lower()
     return IJBSet(name, parts[0], **pooling) if is_ijb(parts[0]) and len(parts) == 1 else VerificationSet(name, *parts)
-
-
-def start_processes(launcher: str) -> torch.device:
-    """Meets the other processes; the device of this one."""
-    config = Config()
-    init_distributed(config, launcher)
-    local_rank = process_numbers(launcher)[2]
-    if not torch.cuda.is_available():
-        return torch.device('cpu')
-    if launcher != 'none':
-        init_dist(launcher)
-    return torch.device('cuda', local_rank)
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[str]:

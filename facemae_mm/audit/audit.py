@@ -14,17 +14,18 @@ from ..datasets.face_source import FaceSource
 from ..datasets.resumable import keys_digest
 from ..evaluation.embed_faces import FaceImages
 from ..evaluation.embedded_faces import EmbeddedFaces
-from ..evaluation.embedding_parts import embed_to_file
+from ..evaluation.embedding_parts import embed_to_file, load_rows, private_rows
 from ..evaluation.nearest import pair_cosines
 from ..evaluation.retrieval_curves import Curve, Draws, difference_interval, retrieval_curves, spread_points
 from ..evaluation.search_parts import search_to_file
-from .attackers import Attacker
+from ..whole_file import whole_file
+from .attackers import Attacker, CannotLearn
 from .audited_sets import OwnedPairs, match_sets, memberships, own_identities
 from .membership import membership
 from .near_duplicates import near_duplicates, pixel_copies, pixel_descriptors
 
-#: Rows of embeddings that are mapped at once.
-_ROWS = 2**16
+_ROWS = 2**16  # embeddings that are mapped at once
+_BLOCK = 2**13  # queries whose lists are read at once
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class Audit:
         draws: Of identities; None where nobody can be drawn.
 
     Raises:
-        ValueError: Sets or links that do not fit, or a point or K that the sets are too small for.
+        ValueError: Sets or links that do not fit, a point or K that the sets are too small for, or, when it runs,
+            images that cannot be read or embedded.
     """
 
     real: FaceSource
@@ -95,7 +97,6 @@ class Audit:
         settings = self.settings
         self.matched = match_sets(self.real, self.released, self.links)
         self.notes = list(self.matched.notes)
-        self.imitated = {name: match_sets(self.real, *made) for name, made in self.imitations.items()}
         learn = any(attacker.needs_pairs for attacker in self.attackers.values())
         self.owned = own_identities(self.matched, settings.owned if learn else 0, settings.seed)
         asked = np.setdiff1d(self.matched.drawn, self.owned)
@@ -113,7 +114,17 @@ class Audit:
             self.notes.append(
                 'No person has two photos or more and a released face (Eq. 3 needs them), so leakage is not measured.'
             )
+        self.imitated = {name: match_sets(self.real, *made) for name, made in self.imitations.items()}
+        for name, made in self.imitated.items():
+            if self.draws is not None and not np.isin(made.released_identity, self.draws.identities).any():
+                raise ValueError(
+                    f'Imitation {name!r} shows nobody who is asked about. {" ".join(made.notes)} Give the links of '
+                    'this imitation (NAME=FACES:LINKS), made of photos of the real set.'
+                )
+            self.notes += [f'Imitation {name}: {note}' for note in made.notes]
         self.member = memberships(self.matched, self.owned)
+        made = self.matched.released_source
+        self._twins = int(np.bincount(made[made >= 0], minlength=1).max())  # faces of one photo
 
     def run(self) -> tuple[dict, dict[str, list[tuple[int, int]]]] | None:
         """Everything, attacker by attacker.
@@ -128,6 +139,8 @@ class Audit:
             made = self._attack(name, attacker, copies)
             if made is not None:
                 found[name], worst[name] = made
+        if get_rank() == 0 and not found:
+            raise ValueError(' '.join(['No attacker could attack.', *self.notes]))
         return None if get_rank() else (dict(attackers=found, matching=self._describe_matching()), worst)
 
     def _attack(self, name: str, attacker: Attacker, copies: tuple | None) -> tuple[dict, list] | None:
@@ -138,7 +151,7 @@ class Audit:
             if get_rank() == 0:
                 try:
                     about['took'] = attacker.fit(pairs, self.folder, self.device)
-                except ValueError as error:
+                except CannotLearn as error:
                     refused = [str(error)]
             broadcast_object_list(refused)
             if refused[0]:
@@ -192,6 +205,7 @@ class Audit:
             np.asarray(self.released.labels, np.int64),
             near['released_original'][:, 0],
             copies,
+            self.owned,
             seed=self.settings.seed,
         )
         return about, worst
@@ -213,9 +227,20 @@ class Audit:
         """Embeddings of released faces where those of photos lie."""
         if type(attacker).map_released is Attacker.map_released:
             return plain
-        parts = [attacker.map_released(np.asarray(plain[0][i : i + _ROWS])) for i in range(0, len(plain[0]), _ROWS)]
-        mapped = np.concatenate(parts)
-        return mapped, f'{plain[1]}-{hashlib.sha256(mapped.tobytes()).hexdigest()[:16]}'
+        key = [None]
+        if get_rank() == 0:
+            draft, rows, digest = self.folder / 'mapped.partial', None, hashlib.sha256()
+            for start in range(0, len(plain[0]), _ROWS):
+                block = attacker.map_released(np.asarray(plain[0][start : start + _ROWS])).astype(np.float32)
+                if rows is None:
+                    rows = private_rows(draft, np.float32, (len(plain[0]), block.shape[1]))
+                rows[start : start + len(block)] = block
+                digest.update(block.tobytes())
+            rows.flush()
+            key = [f'{plain[1]}-{digest.hexdigest()[:16]}']
+            draft.replace(self.folder / f'{key[0]}.npy')
+        broadcast_object_list(key)
+        return load_rows(self.folder / f'{key[0]}.npy', len(plain[0])), key[0]
 
     def _search(
         self,
@@ -227,7 +252,7 @@ class Audit:
         title: str,
     ) -> np.ndarray:
         """The nearest images of every query, deep as curves need them or one alone, (Q, M)."""
-        depth = min(self.settings.depth, len(gallery)) if deep else 1
+        depth = min(max(self.settings.depth, self._twins + 1), len(gallery)) if deep else 1
         labels = (queries.identity, gallery.identity) if deep else None
         digests = [hashlib.sha256(rows.tobytes()).hexdigest() for rows in labels or ()]
         key = f'near-{_digest(a[1], b[1], depth, *digests)}'
@@ -246,7 +271,7 @@ class Audit:
                 identities=people, draws=len(any_curve.places[p]), queries=float(asked), gallery=any_curve.galleries[p]
             )
             for mode in ('with', 'without'):
-                curve = curves.get(mode)
+                curve = curves.get(mode) if asked else None  # an imitation may show few people
                 point[mode] = curve and {str(k): list(curve.interval(p, k)) for k in self.settings.topk}
                 chance = curve and {str(k): float(curve.chances[p][k - 1]) for k in self.settings.topk}
                 point[f'chance_{mode}'] = chance
@@ -296,9 +321,12 @@ class Audit:
             return None
         without = None
         if self.matched.sources:
-            listed = np.asarray(near['original_released'])
-            other = released.source[listed] != real.source[:, None]
-            image = np.take_along_axis(listed, other.argmax(1)[:, None], 1)[:, 0]
+            listed = near['original_released']
+            image = np.empty(len(real), np.int64)
+            for start in range(0, len(real), _BLOCK):
+                block = np.asarray(listed[start : start + _BLOCK])
+                other = released.source[block] != real.source[start : start + _BLOCK, None]
+                image[start : start + _BLOCK] = np.take_along_axis(block, other.argmax(1)[:, None], 1)[:, 0]
             without = [pair_cosines(real.embeddings, np.arange(len(real)), released.embeddings, image), *best[1:]]
             without = np.concatenate(without)
         return membership(np.concatenate(best), without, photos, released, member, seed=self.settings.seed)
@@ -307,11 +335,17 @@ class Audit:
         """Nearest photos by pixels, kept in a file; on the first process alone."""
         if get_rank():
             return None
-        pictures = [
-            pixel_descriptors(source, np.arange(len(source)), self.settings.workers)
-            for source in (self.released, self.real)
-        ]
-        return pixel_copies(*pictures)
+        sets = self.released, self.real
+        key = _digest(*(part for source in sets for part in (source.path.resolve(), keys_digest(source.keys))))
+        file = self.folder / f'pixels-{key}.npy'
+        if not file.is_file():
+            photo, correlation = pixel_copies(
+                *(pixel_descriptors(source, np.arange(len(source)), self.settings.workers) for source in sets)
+            )
+            with whole_file(file, private=True) as out:
+                np.save(out, np.stack([photo, correlation], 1))
+        found = load_rows(file, len(self.released))
+        return found[:, 0].astype(np.int64), np.array(found[:, 1])
 
     def _describe_matching(self) -> dict:
         member = self.member

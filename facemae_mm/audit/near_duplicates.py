@@ -39,6 +39,7 @@ def near_duplicates(
     people: np.ndarray,
     nearest: np.ndarray,
     copies: tuple[np.ndarray, np.ndarray] | None = None,
+    owned: np.ndarray = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[dict, list[tuple[int, int]]]:
@@ -57,6 +58,8 @@ def near_duplicates(
             choice of worst cases; −1 where it knows none: then each face counts as a person.
         nearest: Number of the photo with the largest cosine to each released face, (G,).
         copies: What `pixel_copies` found of the same sets; None where pixels were not compared.
+        owned: Identities that attackers learn from: nobody looks for duplicates among their faces, but for copies, and
+            their photos do not count for the threshold.
         resamples: For intervals.
         seed: Of the resamples, and of the photos that give the threshold.
 
@@ -64,43 +67,49 @@ def near_duplicates(
         'histogram': 'edges' (b + 1) and 'series', counts (b,) by name; 'source_nearest': share of the released faces of
         known source whose nearest photo it is (or one as near); 'threshold'; 'above_threshold': share of released
         faces; 'above_threshold_same_person': share of those of known people that are above it with a photo of their
-        person; shares as [rate, low, high] for this threshold, None where not known, and for fewer than 100 photos of
+        person, and 'chance_same_person', what it would be if faces had nothing to do with whom they stand for;
+        shares as [rate, low, high] for this threshold, None where not known, and for fewer than 100 photos of
         known people; 'pixel_copies': 'count' and 'threshold', or None; 'worst': 'similarity', 'is_source',
         'same_person', 'by' ('embedding', 'pixels') of each, most alike first.
         And for each of the worst the numbers of the released face and of the photo.
     """
-    nearest, faces = np.asarray(nearest), np.arange(len(released))
-    people = np.where(people < 0, np.max(people) + 1 + faces, people)
+    faces = np.flatnonzero(~np.isin(released.identity, owned))
+    nearest, identity, source = np.asarray(nearest)[faces], released.identity[faces], released.source[faces]
+    people = np.asarray(people)[faces]
+    people = np.where(people < 0, np.max(people, initial=0) + 1 + faces, people)
     cosine = pair_cosines(released.embeddings, faces, real.embeddings, nearest)
-    known = np.flatnonzero(released.source >= 0)
-    to_source = pair_cosines(released.embeddings, known, real.embeddings, released.source[known])
-    own = np.zeros(len(released), bool)
+    known = np.flatnonzero(source >= 0)
+    to_source = pair_cosines(released.embeddings, faces[known], real.embeddings, source[known])
+    own = np.zeros(len(faces), bool)
     own[known] = to_source >= cosine[known] - TIE
     source_nearest = rate_by_identity(own[known], people[known], resamples, seed) if len(known) else None
-    same, other = _nearness_of_photos(real, seed)
+    same, other = _nearness_of_photos(real, owned, seed)
     series = {
         'released face → nearest photo': cosine,
         'photo → nearest photo of the same person': same[np.isfinite(same)],
         'photo → nearest photo of another person': other[np.isfinite(other)],
     }
     lowest = min(values.min(initial=1) for values in series.values())
-    edges = np.linspace(np.floor(20 * lowest) / 20, 1, 61)
+    edges = np.linspace(min(np.floor(20 * lowest) / 20, 0.95), 1, 61)
     strangers = np.sort(series['photo → nearest photo of another person'])
-    threshold = above = above_same = None
+    threshold = above = above_same = chance = None
     if len(strangers) * (1 - STRANGERS) > 1 - 1e-9:
         threshold = float(strangers[int(np.ceil(STRANGERS * len(strangers) - 1e-9))])
         above = rate_by_identity(cosine > threshold, people, resamples, seed)
-        named = released.identity >= 0
+        named = identity >= 0
         if named.any():
-            right = (cosine > threshold) & (released.identity == real.identity[nearest])
+            right = (cosine > threshold) & (identity == real.identity[nearest])
             above_same = rate_by_identity(right[named], people[named], resamples, seed)
+            share = np.bincount(identity[named], minlength=real.identity.max() + 1) / named.sum()
+            shown = real.identity[nearest]
+            chance = float(np.where((cosine > threshold) & (shown >= 0), share[shown], 0)[named].mean())
 
-    likeness, photo, copied, pixels = cosine, nearest, np.zeros(len(released), bool), None
+    likeness, photo, copied, pixels = cosine, nearest, np.zeros(len(faces), bool), None
     if copies is not None:
-        copied = copies[1] >= COPY
-        likeness, photo = (np.where(copied, of, other) for of, other in zip(copies[::-1], (cosine, nearest)))
-        own = np.where(copied, photo == released.source, own)
-        pixels = dict(count=int(copied.sum()), threshold=COPY)
+        pixels = dict(count=int((copies[1] >= COPY).sum()), threshold=COPY)
+        copied = copies[1][faces] >= COPY
+        likeness, photo = (np.where(copied, of[faces], by) for of, by in zip(copies[::-1], (cosine, nearest)))
+        own = np.where(copied, photo == source, own)
     shown = real.identity[photo]
     worst = _worst(likeness, people, np.where(shown < 0, -1 - photo, shown))
     near = dict(
@@ -112,18 +121,19 @@ def near_duplicates(
         threshold=threshold,
         above_threshold=above,
         above_threshold_same_person=above_same,
+        chance_same_person=chance,
         pixel_copies=pixels,
         worst=[
             dict(
                 similarity=min(float(likeness[face]), 1.0),
-                is_source=bool(own[face]) if released.source[face] >= 0 else None,
-                same_person=_same(released.identity[face], shown[face]),
+                is_source=bool(own[face]) if source[face] >= 0 else None,
+                same_person=_same(identity[face], shown[face]),
                 by='pixels' if copied[face] else 'embedding',
             )
             for face in worst
         ],
     )
-    return near, [(face, int(photo[face])) for face in worst]
+    return near, [(int(faces[face]), int(photo[face])) for face in worst]
 
 
 def _same(one: int, other: int) -> bool | None:
@@ -144,22 +154,22 @@ def _worst(likeness: np.ndarray, people: np.ndarray, photographed: np.ndarray) -
     return chosen
 
 
-def _nearness_of_photos(real: EmbeddedFaces, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _nearness_of_photos(real: EmbeddedFaces, owned: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosine of the nearest other photo of the same person, and of another person; −inf where there is none.
 
-    Of up to `PHOTOS` photos of known people, drawn by the seed; every photo of known people is compared with them.
+    Of up to `PHOTOS` photos of known people who are not owned, drawn by the seed; all such photos are compared.
     """
-    known = np.flatnonzero(real.identity >= 0)
-    draw = np.random.default_rng(keyed_seed('near duplicates', seed)).permutation(known)
+    who = np.where(np.isin(real.identity, owned), -1, real.identity)
+    draw = np.random.default_rng(keyed_seed('near duplicates', seed)).permutation(np.flatnonzero(who >= 0))
     rows = np.sort(draw[:PHOTOS])
-    asked, identity = unit_rows(real.embeddings[rows]), real.identity[rows]
+    asked, identity = unit_rows(real.embeddings[rows]), who[rows]
     same, other = (np.full(len(rows), -np.inf, np.float32) for _ in range(2))
     step = max(1, _BLOCK // max(len(rows), 1))
     for start in range(0, len(real) if len(rows) else 0, step):
         block = slice(start, start + step)
         cosines = asked @ unit_rows(real.embeddings[block]).T
-        cosines[:, real.identity[block] < 0] = -np.inf
-        photo, column = np.nonzero(identity[:, None] == real.identity[block])
+        cosines[:, who[block] < 0] = -np.inf
+        photo, column = np.nonzero(identity[:, None] == who[block])
         another = rows[photo] != start + column
         np.maximum.at(same, photo[another], cosines[photo[another], column[another]])
         cosines[photo, column] = -np.inf

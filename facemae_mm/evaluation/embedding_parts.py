@@ -1,5 +1,7 @@
 """Embeddings of a large set, kept in files on the way, so that an interrupted run goes on."""
 
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 from mmengine.dist import broadcast_object_list, get_dist_info
 from torch.utils.data import Dataset, Subset
 
+from ..datasets.resumable import resumable_writing
 from ..models.embedders import FaceEmbedder
 from ..whole_file import whole_file
 from .embed_faces import embed_faces
@@ -73,6 +76,9 @@ def embed_to_file(faces: Dataset, phi: FaceEmbedder, folder: str | Path, key: st
     file = Path(folder) / f'{key}.npy'
     there = [file.is_file()]
     broadcast_object_list(there)
+    if there[0] and get_dist_info()[0] == 0:
+        for part in file.parent.glob(f'{key}-*.npz'):  # of a run that ended just then
+            part.unlink()
     if not there[0]:
         draft = file.with_suffix('.partial')
         embeddings, parts = None, []
@@ -93,10 +99,19 @@ def embed_to_file(faces: Dataset, phi: FaceEmbedder, folder: str | Path, key: st
 
 
 def private_rows(file: Path, dtype: type, shape: tuple[int, int]) -> np.memmap:
-    """An array to fill, in a new file of mode 0600."""
+    """An array to fill, in a new file of mode 0600 whose room on the disk is taken.
+
+    Raises:
+        OSError: The disk is full.
+    """
     file.unlink(missing_ok=True)
-    file.touch(mode=0o600)
-    return np.lib.format.open_memmap(file, 'w+', dtype, shape)
+    with resumable_writing(file), open(os.open(file, os.O_CREAT | os.O_RDWR | os.O_EXCL, 0o600), 'wb') as handle:
+        header = dict(descr=np.dtype(dtype).str, fortran_order=False, shape=shape)
+        np.lib.format.write_array_header_2_0(handle, header)
+        start = handle.tell()
+        size = start + math.prod(shape) * np.dtype(dtype).itemsize
+        os.posix_fallocate(handle.fileno(), 0, size)  # a full disk says so; a write into the map would end the process
+    return np.memmap(file, dtype, 'r+', start, shape)
 
 
 def load_rows(file: Path, rows: int) -> np.ndarray:
@@ -115,7 +130,7 @@ def load_rows(file: Path, rows: int) -> np.ndarray:
 
 
 def _part_file(folder: str | Path, key: str, part: range) -> Path:
-    return Path(folder) / f'{key}-{part.start:09d}.npz'
+    return Path(folder) / f'{key}-{part.start:09d}-{part.stop:09d}.npz'
 
 
 def _parts(
@@ -143,7 +158,7 @@ def _parts(
             )
             if rows is not None:
                 file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with whole_file(file, private=True) as out:
+                with resumable_writing(file), whole_file(file, private=True) as out:
                     np.savez(out, embeddings=rows[0], norms=rows[1])
         yield part, rows
 

@@ -28,7 +28,7 @@ def read_links(path: str | Path, keys: Sequence[str]) -> tuple[list[str], list[s
     links: dict[str, tuple[str, str]] = {}
     remedy = 'Give the links.csv that the export wrote, and copy a damaged one again.'
     try:
-        with open(path, newline='', encoding='utf-8') as file:
+        with open(path, newline='', encoding='utf-8-sig') as file:  # spreadsheets put a mark in front
             reader = csv.DictReader(file)
             missing = set(LINK_COLUMNS) - set(reader.fieldnames or ())
             if missing:

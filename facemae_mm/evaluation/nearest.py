@@ -1,6 +1,8 @@
 """Exact nearest neighbours by cosine: products in low precision propose, with a proven bound; float64 decides."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -135,7 +137,8 @@ class NearestImages:
         place[tied] = np.take_along_axis(place[tied], order, 1)
 
         nearest = place[:, :k]
-        unproven = np.flatnonzero(lowest - TIE < found.floor.astype(np.float64) + self._error)
+        decided = lowest if labels is None else lowest - self._error  # with labels it may be a proposed one
+        unproven = np.flatnonzero(decided - TIE < found.floor.astype(np.float64) + self._error)
         if unproven.size:
             short = np.isneginf(lowest[unproven])
             for part, more in ((unproven[short], slack), (unproven[~short], 8 * slack)):
@@ -178,7 +181,8 @@ class NearestImages:
         missing = -len(images) % group
         padded = F.pad(images, (0, 0, 0, missing)) if missing else images
         products = products[: len(unit) * len(padded)].view(len(unit), len(padded))
-        torch.mm(unit, padded.T, out=products)
+        with _whole_sums(self.device):
+            torch.mm(unit, padded.T, out=products)
         products[:, len(images) :] = -torch.inf
         groups = products.view(len(unit), group, -1)  # strided: their maxima are taken eight at a time
         largest = groups.amax(1).float().cpu()
@@ -252,16 +256,16 @@ class _Candidates:
         order = np.argsort(query.astype(np.uint16), kind='stable')  # a radix sort
         query, place, score = query[order], place[order], score[order]
         counts = np.bincount(query, minlength=queries)
-        if queries * counts.max() > 4 * _CANDIDATES and queries > 1:
+        width = max(int(counts.max()), self.k)
+        if queries * width > _CANDIDATES and queries > 1:
             return False
         column = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self.score = np.full((queries, counts.max()), -np.inf, np.float32)
+        self.score = np.full((queries, width), -np.inf, np.float32)
         self.place = np.zeros(self.score.shape, np.int64)
         self.score[query, column] = score
         self.place[query, column] = place
-        if self.score.shape[1] >= rank:
-            best = torch.from_numpy(self.score).topk(rank, dim=1).values[:, -1].numpy()
-            self.floor = np.maximum(self.floor, best - np.float32(self.margin))
+        best = torch.from_numpy(self.score).topk(rank, dim=1).values[:, -1].numpy()
+        self.floor = np.maximum(self.floor, best - np.float32(self.margin))
         keep = score >= self.floor[query]
         self._kept = [(query[keep], place[keep], score[keep])]
         self.count = int(keep.sum())
@@ -328,6 +332,18 @@ def nearest_images(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarr
 
 def _norms(embeddings: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum('nd,nd->n', embeddings, embeddings, dtype=np.float64))
+
+
+@contextmanager
+def _whole_sums(device: torch.device) -> Iterator[None]:
+    """Keeps a GPU from adding parts of a product in bfloat16, which the bound does not cover."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_bf16_reduced_precision_reduction
+    settings.allow_bf16_reduced_precision_reduction = False if device.type == 'cuda' else before
+    try:
+        yield
+    finally:
+        settings.allow_bf16_reduced_precision_reduction = before
 
 
 def _faiss_on_gpu() -> tuple | None:

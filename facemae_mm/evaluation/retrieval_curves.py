@@ -88,8 +88,13 @@ class Curve:
     classes: int
 
     def rate(self, point: int, k: int) -> float:
-        """Share of drawn queries that find their person among the k nearest, mean over draws; `point` by its place."""
-        return float(np.mean([(row[row > 0] <= k).mean() for row in self.places[point]]))
+        """Share of drawn queries that find their person among the k nearest, mean over draws that hold a query.
+
+        Args:
+            point: By its place.
+            k: At most `most`.
+        """
+        return float(np.mean([(row[row > 0] <= k).mean() for row in self.places[point] if row.any()]))
 
     @cached_property
     def resampled(self) -> list[np.ndarray]:
@@ -187,9 +192,14 @@ def retrieval_curves(
     Returns:
         'with': all released images count; 'without', where sources are known: all that were not made from the query's
         source. A set that is retrieved from itself has both; for real photos they are the same.
+
+    Raises:
+        ValueError: No query shows anybody who can be drawn.
     """
     alone = queries is gallery
     known = bool((gallery.source >= 0).any() and (queries.source >= 0).any())
+    if not np.isin(queries.identity, draws.identities).any():
+        raise ValueError('None of the queries shows a person who can be drawn.')
     modes = ['with', 'without'] if known else ['with']
     if alone and known and len(np.unique(gallery.source)) == len(gallery):  # nothing but itself has its source
         modes = ['with']
@@ -280,7 +290,7 @@ class _Search:
 
     def _chance(self, orders: np.ndarray, point: int, mode: str) -> tuple[np.ndarray, float]:
         """Chance for each K, and the images that a query is compared with: means over queries and draws."""
-        excluded = self.same_source if mode == 'without' else np.full(len(self.asked), int(self.alone))
+        excluded = np.maximum(self.same_source if mode == 'without' else 0, np.full(len(self.asked), int(self.alone)))
         held = np.bincount(self.held[self.held >= 0], minlength=len(self.draws.identities))
         kinds, of_kind = np.unique(np.stack([self.identity, excluded]), axis=1, return_inverse=True)
         queries = np.bincount(of_kind.reshape(-1), minlength=kinds.shape[1])
@@ -289,10 +299,14 @@ class _Search:
             drawn = order < point
             kind = drawn[kinds[0]]
             weights = queries[kind]
+            if not kind.any():
+                continue
             own, left_out = held[kinds[0][kind]] - kinds[1][kind], kinds[1][kind]
             images = held[drawn].sum() - left_out
             galleries.append(np.average(images, weights=weights))
             chances.append([np.average(chance_level(images, own, k), weights=weights) for k in range(1, self.most + 1)])
+        if not chances:
+            return np.zeros(self.most), 0.0
         return np.mean(chances, axis=0), float(np.mean(galleries))
 
 

@@ -31,8 +31,8 @@ class RetrievalLeakage(EmbeddingMetric):
     images of the drawn identities. Other identities are left out and counted.
 
     Logs (under 'leakage/'), for each K: `top{K}_with`, `top{K}_without` the released images made
-    from the query itself, both with `_lo` and `_hi` (95 % interval, resampling identities 1000
-    times with a fixed seed), `chance_top{K}` (for the 'without' gallery), `chance_top{K}_with`;
+    from the query itself, both with `_lo` and `_hi` (95 % interval, resampling identities with
+    a fixed seed), `chance_top{K}` (for the 'without' gallery), `chance_top{K}_with`;
     and `queries`, `identities`, `gallery` (images), `left_out_identities`.
 
     Sources of the released images come from `links`; without links identities match by equal
@@ -141,6 +141,8 @@ class RetrievalLeakage(EmbeddingMetric):
         check_embeddings(queries)
         check_embeddings(gallery)
         source = np.full(len(gallery), -1) if source is None else np.asarray(source)
+        if not len(topk):
+            raise ValueError('RetrievalLeakage: topk names no K. Give one, such as (1, 2, 3, 4).')
         _check_sources(source, query_identities, gallery_identities)
 
         drawn, left_out = _drawn_identities(query_identities, gallery_identities)
@@ -183,9 +185,7 @@ def _drawn_identities(real: np.ndarray, released: np.ndarray) -> tuple[np.ndarra
     return drawn, len(np.union1d(names, released)) - len(drawn)
 
 
-def _check_sources(source: np.ndarray | None, real: np.ndarray, released: np.ndarray) -> None:
-    if source is None:
-        return
+def _check_sources(source: np.ndarray, real: np.ndarray, released: np.ndarray) -> None:
     wrong = np.flatnonzero((source >= 0) & (real[source] != released))
     if wrong.size:
         first = wrong[0]

@@ -3,7 +3,7 @@
 One more is a class of its own file, registered in `TASK_UTILS` and imported here: `LearningAttacker` shows one.
 """
 
-from .attacker import Attacker
+from .attacker import Attacker, CannotLearn
 from .demasking_attacker import DemaskingAttacker
 from .embedder_attacker import EmbedderAttacker
 from .fine_tuned_attacker import FineTunedAttacker
@@ -13,6 +13,7 @@ from .linear_map_attacker import LinearMapAttacker
 
 __all__ = [
     'Attacker',
+    'CannotLearn',
     'DemaskingAttacker',
     'EmbedderAttacker',
     'FineTunedAttacker',

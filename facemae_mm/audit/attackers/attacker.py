@@ -12,6 +12,10 @@ from ...models.embedders import FaceEmbedder
 from ...open_embedder import open_embedder
 
 
+class CannotLearn(ValueError):
+    """An attacker has too little to learn from, or does not succeed: the others go on without him."""
+
+
 class Attacker:
     """An attacker of a released set of faces.
 
@@ -40,9 +44,9 @@ class Attacker:
 
     def __init__(self, embedder: Mapping) -> None:
         for name in ('mean', 'std'):
-            if embedder.get(name) is not None and len(embedder[name]) != 3:
+            if embedder.get(name) is not None and np.shape(embedder[name]) != (3,):
                 raise ValueError(
-                    f'{type(self).__name__}: {name} of the embedder is {list(embedder[name])}. Give three numbers, one '
+                    f'{type(self).__name__}: {name} of the embedder is {embedder[name]}. Give three numbers, one '
                     'a channel, or none for its own.'
                 )
         self.embedder = open_embedder(**embedder)
@@ -61,7 +65,8 @@ class Attacker:
             What it took, for the report: numbers by name ('seconds', 'faces', …).
 
         Raises:
-            ValueError: Too few pairs or identities to learn from.
+            CannotLearn: Too few pairs or identities to learn from, or a loss that is not finite.
+            ValueError: A pair that cannot be read, or a damaged file in the folder.
         """
         raise NotImplementedError(f'{type(self).__name__} learns nothing.')
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,8 +21,9 @@ from .learning_pairs import LearningPairs
 class LearningAttacker(Attacker, ABC):
     """An attacker who learns from owned pairs, and keeps what he learnt.
 
-    The same pairs, embedder, settings and seed lead to the same on a CPU with as many threads; a file in the owner's
-    folder, named by all of them, is then read in place of learning again.
+    The same pairs, embedder, settings and seed lead to the same on a CPU with as many cores, all of which learn, on
+    whatever number of processes; a file in the owner's folder, named by all of them, is then read in place of learning
+    again.
 
     A subclass says what he learns and how he uses it. One that takes away the mean difference of the two sides:
 
@@ -83,7 +85,8 @@ class LearningAttacker(Attacker, ABC):
             Beside what `learn` reports, 'seconds' that learning took, at the time when it was done.
 
         Raises:
-            ValueError: Too few pairs or identities, or a damaged file in the folder.
+            CannotLearn: Too few pairs or identities, or a loss that is not finite.
+            ValueError: A pair that cannot be read, or a damaged file in the folder.
         """
         pairs = LearningPairs(owned, self.held_out, self.seed)
         fingerprints = [network.to(device).fingerprint(device) for network in self.networks()]
@@ -93,8 +96,13 @@ class LearningAttacker(Attacker, ABC):
         path = folder / f'{type(self).__name__}_{key[:16]}.pth'
         if not path.is_file():
             start = time.monotonic()
-            with keyed_generators(type(self).__name__, self.seed):
-                learnt, report = self.learn(pairs, device)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(len(os.sched_getaffinity(0)))  # other processes of a group wait meanwhile
+            try:
+                with keyed_generators(type(self).__name__, self.seed):
+                    learnt, report = self.learn(pairs, device)
+            finally:
+                torch.set_num_threads(threads)
             report = {name: float(value) for name, value in report.items()} | dict(seconds=time.monotonic() - start)
             with whole_file(path, private=True) as file:
                 torch.save(dict(learnt={name: tensor.cpu() for name, tensor in learnt.items()}, report=report), file)

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ...evaluation.embedding_metric import check_embeddings
+from .attacker import CannotLearn
 from .ranking import ranking_auc
 
 #: Identities from which an attacker learns: a fifth is held out, and two people are the least that can be told apart.
@@ -36,7 +37,7 @@ class LearningPairs:
         held_out: Rows of pairs of the other identities, at most `MAX_HELD_OUT`, ascending.
 
     Raises:
-        ValueError: Fewer than `MIN_IDENTITIES` identities.
+        CannotLearn: Fewer than `MIN_IDENTITIES` identities.
     """
 
     def __init__(self, owned: Dataset, held_out: float = 0.2, seed: int = 0) -> None:
@@ -44,7 +45,7 @@ class LearningPairs:
         self.identities = np.asarray(owned.identities, np.int64)
         people = np.unique(self.identities)
         if len(people) < MIN_IDENTITIES:
-            raise ValueError(
+            raise CannotLearn(
                 f'An attacker learns from pairs of {MIN_IDENTITIES} identities or more; he owns '
                 f'{len(self.identities)} pairs of {len(people)}. Let him own more of the identities, or leave the '
                 'attackers that learn out of the recipe.'

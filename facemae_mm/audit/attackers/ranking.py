@@ -3,6 +3,7 @@
 import numpy as np
 
 from ...evaluation.embedding_metric import check_embeddings
+from .attacker import CannotLearn
 
 
 def ranking_auc(
@@ -40,5 +41,7 @@ def ranking_auc(
             below = np.searchsorted(impostor, genuine, 'left') + np.searchsorted(impostor, genuine, 'right')
             areas.append(below.mean() / (2 * len(impostor)))
     if not areas:
-        raise ValueError('ranking_auc: no photo has released faces of its person and of another. Give more identities.')
+        raise CannotLearn(
+            'ranking_auc: no photo has released faces of its person and of another. Give more identities.'
+        )
     return float(np.mean(areas))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from .attacker import CannotLearn
+
 #: Steps over which the learning rate rises.
 WARM_UP = 20
 
@@ -78,7 +80,7 @@ def train(
                 group['lr'] = lr * min(1, step / WARM_UP) * (1 + np.cos(np.pi * step / (steps + 1))) / 2
             value = loss()
             if not torch.isfinite(value):
-                raise ValueError(
+                raise CannotLearn(
                     f'{title}: the loss is {value.item()} after {step * faces_per_step} faces. Lower lr, {lr} now, in '
                     'the recipe of the attackers.'
                 )
