@@ -489,6 +489,11 @@ def test_copies_by_pixels_are_to_be_looked_at():
     assert 'Copies by pixels' not in verdicts(report)
 
 
+def test_imitations_are_counted_once_for_all_attackers():
+    told = texts(sample())['If the attacker imitates the release']
+    assert 'by “same masks”, the one of 3 imitations that finds most' in told
+
+
 def test_utility_that_may_be_guessing_is_said_to_be_so():
     report = sample()
     assert 'guessing' not in texts(report)['Utility'] and 'do not overlap' in texts(report)['Utility']
@@ -790,11 +795,11 @@ def test_a_report_without_attackers_says_so_plainly(tmp_path):
     report = no_attacker(sample())
     first = findings(report)[0]
     assert (first.verdict, first.topic) == ('not measured', 'No attacker')
-    assert 'every one was left out' in first.text and 'nothing follows' in first.text and 'The notes' in first.text
+    assert 'every one was left out' in first.text and 'nothing follows' in first.text and 'See the notes' in first.text
     page = write_report(report, tmp_path).read_text(encoding='utf-8')
     assert html.escape(first.text) in page and 'Attacker linear map was left out' in page
-    assert 'There is no attacker in this report, so nothing was measured.' in page
-    assert 'The notes' not in findings({})[0].text
+    assert 'There is no attacker in this report, so no leakage was measured.' in page
+    assert 'the notes' not in findings({})[0].text
     assert not {finding.verdict for finding in findings(report)} & {'leaks', 'reduced', 'cannot tell from chance'}
 
 

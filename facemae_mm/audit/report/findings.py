@@ -112,7 +112,7 @@ def _sample(row: dict) -> str:
 
 def _leakage(report: dict, rows: dict) -> Iterator[Finding]:
     if not attackers(report):
-        why = ' The notes below the summary say why.' if dig(report, 'matching', 'notes') else ''
+        why = ' See the notes below the summary.' if dig(report, 'matching', 'notes') else ''
         yield Finding(
             'not measured',
             'No attacker',
@@ -237,9 +237,10 @@ def _imitation(report: dict, rows: dict) -> Iterator[Finding]:
         row = max(imitations, key=lambda row: row['rate'])
         plain = find(rows['leakage'], attacker=row['attacker'], pairing='original_released', counted=counted, k=k)
         model = row['pairing'].partition(':')[2]
+        models = len({row['pairing'] for row in imitations})
         text = (
             f'An attacker who first makes such faces of his own photos (by “{model}”, the one of '
-            f'{plural(len(imitations), "imitation", "imitations")} that finds most) and searches with '
+            f'{plural(models, "imitation", "imitations")} that finds most) and searches with '
             f'“{row["attacker"]}” finds the person for {with_interval(rate_of(row))} at K = {k}'
         )
         if plain:

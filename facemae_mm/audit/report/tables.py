@@ -180,7 +180,8 @@ def near_table(rows: dict[str, list[dict]]) -> Table | None:
             'Copies by pixels',
         ],
         notes='By chance 1\u00a0% would lie nearer than 99\u00a0% of strangers’ photos. The same person by chance: '
-        'were released faces to stand for people independently of what they show. The largest of a column is marked ▲.',
+        'what is to be expected if released faces stood for people independently of what they show; the share counts '
+        'as a leak where its interval lies above that, and above 1\u00a0%. The largest of a column is marked ▲.',
     )
     shares = []
     for attacker in dict.fromkeys(row['attacker'] for row in mine):
