@@ -289,18 +289,36 @@ def test_owned_people_count_for_copies_alone(audit, data, tmp_path):
 
 def command(repository, data, out, *more):
     tool = [sys.executable, repository / 'tools' / 'audit.py']
-    return [*map(str, [*tool, *arguments(data, '--links', data / 'links.csv', '--only', 'plain', *more, out=out)])]
+    return [*map(str, [*tool, *everything(data, *more, out=out)])]
+
+
+def everything(data, *more, out):
+    """An attacker who learns, strangers and an imitation too."""
+    links = data / 'links.csv'
+    more = (
+        '--owned',
+        0.85,
+        '--non-members',
+        data / 'strangers',
+        '--imitation',
+        f'same={data / "released"}:{links}',
+        *more,
+    )
+    return arguments(data, '--links', links, *more, out=out)
 
 
 def numbers(out):
     report = report_of(out)
+    for about in report['attackers'].values():
+        about.get('took', {}).pop('seconds', None)
     return {key: report[key] for key in ('attackers', 'matching', 'headline')}
 
 
 def test_processes_and_a_killed_run_give_the_same(repository, data, tmp_path, audit):
     environment = dict(os.environ, PYTHONPATH=str(repository), OMP_NUM_THREADS='1')
-    code, text = audit(*arguments(data, '--links', data / 'links.csv', '--only', 'plain', out=tmp_path / 'one'))
+    code, text = audit(*everything(data, out=tmp_path / 'one'))
     assert code == 0, text
+    assert len(report_of(tmp_path / 'one')['attackers']) == 2
     two = command(repository, data, tmp_path / 'two', '--processes', 2)
     done = subprocess.run(two, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
