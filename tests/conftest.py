@@ -39,13 +39,23 @@ def shared() -> Path:
 @pytest.fixture
 def verify(repository, monkeypatch, capsys):
     """Runs tools/verify.py in this process; gives exit code and output."""
+    return _runner('verify', repository, monkeypatch, capsys)
+
+
+@pytest.fixture
+def audit(repository, monkeypatch, capsys):
+    """Runs tools/audit.py in this process; gives exit code and output."""
+    return _runner('audit', repository, monkeypatch, capsys)
+
+
+def _runner(tool, repository, monkeypatch, capsys):
     monkeypatch.syspath_prepend(repository / 'tools')
-    spec = importlib.util.spec_from_file_location('tools_verify', repository / 'tools' / 'verify.py')
+    spec = importlib.util.spec_from_file_location(f'tools_{tool}', repository / 'tools' / f'{tool}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
     def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['tools/verify.py', *map(str, args)])
+        monkeypatch.setattr(sys, 'argv', [f'tools/{tool}.py', *map(str, args)])
         code = 0
         try:
             module.main()

@@ -1,7 +1,6 @@
 """tools/audit.py: the command from faces to a report, against the metric and literal counts, and what is refused."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -65,27 +64,6 @@ def data(tmp_path_factory):
     torch.save(randomised(MODELS.build(SMALL)).state_dict(), folder / 'phi.pth')
     (folder / 'attackers.py').write_text(RECIPE.format(phi=folder / 'phi.pth'))
     return folder
-
-
-@pytest.fixture
-def audit(repository, monkeypatch, capsys):
-    """Runs tools/audit.py in this process; gives exit code and output."""
-    monkeypatch.syspath_prepend(repository / 'tools')
-    spec = importlib.util.spec_from_file_location('tools_audit', repository / 'tools' / 'audit.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['tools/audit.py', *map(str, args)])
-        code = 0
-        try:
-            module.main()
-        except SystemExit as stopped:
-            code = stopped.code
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return run
 
 
 def arguments(data, *more, out):

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shlex
-import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -400,11 +399,10 @@ def run(args: argparse.Namespace) -> None:
     if found is None:
         return
     measured, worst = found
-    added = args.processes > 1 and sys.argv[-2:] == ['--launcher', 'pytorch']  # by main()
     report = dict(
         format='facemae-audit',
         version=1,
-        command=shlex.join(['python', *(without_folders(word) for word in sys.argv[: -2 if added else None])]),
+        command=shlex.join(['python', *(without_folders(word) for word in dist_run.typed_words(args.processes))]),
         date=date.today().isoformat(),
         versions=dict(
             facemae_mm=facemae_mm.__version__,
@@ -443,9 +441,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     if args.processes > 1 and args.launcher == 'none':
-        os.environ.setdefault('OMP_NUM_THREADS', '1')  # torchrun would say so at length; start_processes sets torch's
-        start = ['--standalone', f'--nproc_per_node={args.processes}', *sys.argv]
-        sys.exit(dist_run.main([*start, '--launcher', 'pytorch']))
+        dist_run.run_again(args.processes)
     local_rank = 0
     try:
         local_rank = process_numbers(args.launcher)[2]

@@ -3,10 +3,8 @@
 import argparse
 import hashlib
 import json
-import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,9 +173,8 @@ def run(args: argparse.Namespace) -> None:
         embedder |= dict(input_size=phi.input_size, channel_order=phi.channel_order, **shown)
         settings = dict(flip=not args.no_flip, batch_size=args.batch_size, processes=processes, device=device.type)
         versions = dict(facemae_mm=facemae_mm.__version__, torch=torch.__version__)
-        added = args.processes > 1 and sys.argv[-2:] == ['--launcher', 'pytorch']  # by main()
         record = dict(
-            command=shlex.join(['python', *sys.argv[: -2 if added else None]]),
+            command=shlex.join(['python', *dist_run.typed_words(args.processes)]),
             embedder=embedder,
             settings=settings | versions,
         )
@@ -189,9 +186,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     if args.processes > 1 and args.launcher == 'none':
-        os.environ.setdefault('OMP_NUM_THREADS', '1')  # torchrun would say so at length; start_processes sets torch's
-        start = ['--standalone', f'--nproc_per_node={args.processes}', *sys.argv]
-        sys.exit(dist_run.main([*start, '--launcher', 'pytorch']))
+        dist_run.run_again(args.processes)
     local_rank = process_numbers(args.launcher)[2]
     try:
         run(args)
