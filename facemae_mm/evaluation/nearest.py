@@ -13,8 +13,8 @@ from ..precision import native_bfloat16
 #: Cosines closer than this count as equal; equal ones are ordered by index.
 TIE = 1e-7
 
-#: Queries and gallery images whose cosines are held at once: 64 MiB in float32.
-QUERIES, GALLERY = 8192, 2048
+#: Queries and gallery images whose cosines are held at once: 32 MiB in float32.
+QUERIES, GALLERY = 4096, 2048
 
 #: Places whose order is exact whatever the images show.
 EXACT = 8
@@ -31,8 +31,8 @@ class NearestImages:
     Exact in float64. In the order of cosines, neighbours closer than `TIE` form a tie, which is ordered by index.
 
     Products of the unit vectors propose: in bfloat16 where the device multiplies it, else in float32. Such a cosine
-    is off by at most (D + 3)·2⁻²⁴ and terms of second order, however it is summed: D roundings of products and sums,
-    two of the inputs, and Σ|xᵢyᵢ| ≤ 1; in bfloat16 by 3·2⁻⁸ more, for both inputs and the result. A query keeps what
+    is off by at most (D + 5)·2⁻²⁴ and terms of second order, however it is summed: D roundings of products and sums,
+    four of the inputs, and Σ|xᵢyᵢ| ≤ 1; in bfloat16 by 3·2⁻⁸ more, for both inputs and the result. A query keeps what
     can, by twice that bound, be among its k nearest. Of these, whatever lies too close to its neighbours in the order
     is decided in float64. Where a tie might reach below what was kept, the query is searched again with more.
 
@@ -60,7 +60,7 @@ class NearestImages:
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         low = native_bfloat16(self.device) if low_precision is None else low_precision
         self._dtype = torch.bfloat16 if low else torch.float32
-        self._error = 1.01 * ((gallery.shape[1] + 3) * 2.0**-24 + (3 * 2.0**-8 if low else 0))
+        self._error = 1.01 * ((gallery.shape[1] + 5) * 2.0**-24 + (3 * 2.0**-8 if low else 0))
         self._norms = np.concatenate([_norms(self._block(start)) for start in range(0, len(self), GALLERY)])
         self._faiss = _faiss_on_gpu() if self.device.type == 'cuda' else None
 
@@ -148,14 +148,14 @@ class NearestImages:
 
     def _candidates(self, queries: np.ndarray, k: int, margin: float, guess: bool) -> '_Candidates | None':
         """Whatever may be among the k nearest of each query; None where that is too much at once."""
-        unit = self._to_device(queries / _norms(queries)[:, None])
+        unit = self._to_device(queries, _norms(queries))
         found = _Candidates(len(queries), k, margin)
         products = torch.empty(len(unit) * (min(GALLERY, len(self)) + _GROUP), dtype=self._dtype, device=self.device)
         for number, start in enumerate(range(0, len(self), GALLERY)):
             block = self._block(start)
             seen = (start + len(block)) / len(self)
             rank = _expected(k, seen) if guess else k
-            images = self._to_device(block / self._norms[start : start + len(block), None])
+            images = self._to_device(block, self._norms[start : start + len(block)])
             query, place, score = self._search_on_gpu(unit, images, found) or self._multiply(
                 unit, images, products, found, rank
             )
@@ -220,8 +220,15 @@ class NearestImages:
         stop = min(start + GALLERY, len(self))
         return self.gallery[start:stop] if self.rows is None else self.gallery[self.rows[start:stop]]
 
-    def _to_device(self, unit: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(unit.astype(np.float32)).to(self.device, self._dtype)
+    def _to_device(self, rows: np.ndarray, norms: np.ndarray) -> torch.Tensor:
+        """Unit vectors: in float32 where the rows are, two roundings a number."""
+        if rows.dtype == np.float32 and 1e-30 < norms.min() and norms.max() < 1e30:
+            unit = (
+                torch.from_numpy(np.ascontiguousarray(rows)) * torch.from_numpy((1 / norms).astype(np.float32))[:, None]
+            )
+        else:
+            unit = torch.from_numpy((rows / norms[:, None]).astype(np.float32))
+        return unit.to(self.device, self._dtype)
 
 
 class _Candidates:
