@@ -20,7 +20,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from side_by_side import peak_mib, print_ratio
+from side_by_side import print_ratio
 
 from facemae_mm.evaluation.embedded_faces import EmbeddedFaces
 from facemae_mm.evaluation.nearest import NearestImages
@@ -124,14 +124,23 @@ def product_rate(side: int = 4096) -> float:
 
 
 def memory(side: type, *size: int) -> float:
-    """Most memory of one search in a process of its own, MiB, without what a process holds that only has the data."""
+    """Most memory of one search beside its data, in a process of its own, MiB."""
     code = f"""
-import sys
+import re, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import audit
+
+def held(what):
+    return int(re.search(what + r':\\s*(\\d+) kB', open('/proc/self/status').read())[1]) / 1024
+
 side = audit.{side.__name__}(*{size!r})
+open('/proc/self/clear_refs', 'w').write('5')  # the peak begins anew
+before = held('VmRSS')
+side()
+print(held('VmHWM') - before)
 """
-    return peak_mib(f'{code}\nside()') - peak_mib(code)
+    done = subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
 
 
 def agree(sides: list[Ours]) -> None:
