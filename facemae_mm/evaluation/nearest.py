@@ -20,7 +20,7 @@ QUERIES, GALLERY = 4096, 2048
 EXACT = 8
 
 _GROUP = 32  # cosines of a block of which the largest is looked at first
-_CANDIDATES = 2**22  # held at once, 64 MiB
+_CANDIDATES = 2**21  # held at once, 32 MiB
 _PAIRS = 2**12  # decided in float64 at once, 32 MiB of 512 dimensions
 _FAISS_MOST = 2048  # neighbours that faiss finds on a GPU
 
