@@ -223,9 +223,8 @@ class NearestImages:
     def _to_device(self, rows: np.ndarray, norms: np.ndarray) -> torch.Tensor:
         """Unit vectors: in float32 where the rows are, two roundings a number."""
         if rows.dtype == np.float32 and 1e-30 < norms.min() and norms.max() < 1e30:
-            unit = (
-                torch.from_numpy(np.ascontiguousarray(rows)) * torch.from_numpy((1 / norms).astype(np.float32))[:, None]
-            )
+            inverse = torch.from_numpy((1 / norms).astype(np.float32))
+            unit = torch.from_numpy(np.require(rows, requirements='CW')) * inverse[:, None]
         else:
             unit = torch.from_numpy((rows / norms[:, None]).astype(np.float32))
         return unit.to(self.device, self._dtype)
