@@ -63,7 +63,7 @@ def test_part_of_a_gallery_that_lies_in_a_file(small_blocks, tmp_path):
     queries, gallery = some_sets()
     np.save(tmp_path / 'gallery.npy', gallery)
     rows = np.flatnonzero(np.arange(900) % 3 > 0)
-    found = NearestImages(np.load(tmp_path / 'gallery.npy', mmap_mode='r'), rows)(queries, 5)
+    found = NearestImages(np.load(tmp_path / 'gallery.npy', mmap_mode='r')).among(rows)(queries, 5)
     assert found.tolist() == [rows[brute_order(query, gallery[rows])[:5]].tolist() for query in queries]
 
 

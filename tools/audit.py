@@ -1,7 +1,6 @@
 """Measures how much a released set of faces leaks about the real one, as attackers would, and writes a report."""
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -425,7 +424,6 @@ def run(args: argparse.Namespace) -> None:
         utility=utility,
         compared=compared,
     )
-    report = json.loads(json.dumps(report))
     page = write_report(report, out, pictures(audit, worst), show_faces=args.show_faces)
     write_keys(audit, worst, private)
     print_summary(report)

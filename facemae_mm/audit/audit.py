@@ -4,7 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +57,24 @@ class Settings:
     pixels: bool = True
     batch_size: int = 64
     workers: int = 0
+
+
+@dataclass(frozen=True)
+class _KeyedFaces(EmbeddedFaces):
+    """Faces with what tells their embeddings from others in the folder."""
+
+    key: str
+
+
+class _Rows(NamedTuple):
+    """Embeddings, and what tells them from others."""
+
+    embeddings: np.ndarray
+    key: str
+
+    def of(self, identity: np.ndarray, source: np.ndarray) -> _KeyedFaces:
+        """As those of faces of these people, made from these photos."""
+        return _KeyedFaces(self.embeddings, identity, source, self.key)
 
 
 @dataclass
@@ -123,6 +143,7 @@ class Audit:
                 )
             self.notes += [f'Imitation {name}: {note}' for note in made.notes]
         self.member = memberships(self.matched, self.owned)
+        self.pairs = OwnedPairs(self.real, self.released, self.matched, self.owned)
         made = self.matched.released_source
         self._twins = int(np.bincount(made[made >= 0], minlength=1).max())  # faces of one photo
 
@@ -146,11 +167,10 @@ class Audit:
     def _attack(self, name: str, attacker: Attacker, copies: tuple | None) -> tuple[dict, list] | None:
         about = dict(kind=type(attacker).__name__, about=attacker.describe(), budget=dict(attacker.budget))
         if attacker.needs_pairs:
-            pairs = OwnedPairs(self.real, self.released, self.matched, self.owned)
             refused = [None]
             if get_rank() == 0:
                 try:
-                    about['took'] = attacker.fit(pairs, self.folder, self.device)
+                    about['took'] = attacker.fit(self.pairs, self.folder, self.device)
                 except CannotLearn as error:
                     refused = [str(error)]
             broadcast_object_list(refused)
@@ -158,49 +178,45 @@ class Audit:
                 self.notes.append(f'Attacker {name} was left out: {refused[0]}')
                 return None
             if get_rank():
-                attacker.fit(pairs, self.folder, self.device)  # reads what the first process learnt
+                attacker.fit(self.pairs, self.folder, self.device)  # reads what the first process learnt
         attacker.photo_network.to(self.device)
         attacker.released_network.to(self.device)
-        matched = self.matched
+        matched, whose = self.matched, (self.matched.released_identity, self.matched.released_source)
         photos = self._embed(self.real, attacker.photo_network, f'{name}: photos')
-        plain = self._embed(self.released, attacker.released_network, f'{name}: released')
-        mapped = self._map(attacker, plain)
-        real = EmbeddedFaces(photos[0], matched.real_identity, matched.real_source)
-        released = EmbeddedFaces(mapped[0], matched.released_identity, matched.released_source)
-        searches = {'original_released': (photos, mapped, real, released, True)}
+        photos = photos.of(matched.real_identity, matched.real_source)
+        plain = self._embed(self.released, attacker.released_network, f'{name}: released').of(*whose)
+        released = self._map(attacker, plain).of(*whose)
+        deep = {'original_released': (photos, released)}  # as curves need them
         if self.draws is not None:
-            searches['original_original'] = (photos, photos, real, real, True)
-            own = EmbeddedFaces(plain[0], matched.released_identity, matched.released_source)
-            searches['released_released'] = (plain, plain, own, own, True)
+            deep |= {'original_original': (photos, photos), 'released_released': (plain, plain)}
             for model, (source, _) in self.imitations.items():
                 imitated = self.imitated[model]
-                rows = self._embed(source, attacker.released_network, f'{name}: {model}')
-                faces = EmbeddedFaces(rows[0], imitated.released_identity, imitated.released_source)
-                searches[f'imitation:{model}'] = (rows, plain, faces, own, True)
+                faces = self._embed(source, attacker.released_network, f'{name}: {model}')
+                faces = faces.of(imitated.released_identity, imitated.released_source)
+                deep[f'imitation:{model}'] = faces, plain
+        nearest = {'released_original': (released, photos)}  # the nearest image alone
         if self.strangers is not None:
-            others = self._embed(self.strangers, attacker.photo_network, f'{name}: others')
-            unknown = np.full(len(others[0]), -1, np.int64)
+            strangers = self._embed(self.strangers, attacker.photo_network, f'{name}: others')
             labels = np.asarray(self.strangers.labels, np.int64)
-            strangers = EmbeddedFaces(others[0], np.where(labels < 0, -1, -2 - labels), unknown)
-            searches['strangers'] = (others, mapped, strangers, released, False)
-        searches['released_original'] = (mapped, photos, released, real, False)
+            strangers = strangers.of(np.where(labels < 0, -1, -2 - labels), np.full(len(labels), -1))
+            nearest['strangers'] = strangers, released
         near = {
-            pairing: self._search(a, b, queries, gallery, deep, f'{name}: {pairing}')
-            for pairing, (a, b, queries, gallery, deep) in searches.items()
+            pairing: self._search(*pair, pairing in deep, f'{name}: {pairing}')
+            for pairing, pair in (deep | nearest).items()
         }
         if get_rank():
             return None
 
-        curves = {
-            pairing: self._curves(searches[pairing][2], searches[pairing][3], near[pairing], f'{name}: {pairing}')
-            for pairing in searches
-            if pairing not in ('strangers', 'released_original') and self.draws is not None
-        }
+        curves = {}
+        if self.draws is not None:
+            curves = {
+                pairing: self._curves(*pair, near[pairing], f'{name}: {pairing}') for pairing, pair in deep.items()
+            }
         about['leakage'] = {pairing: self._points(modes) for pairing, modes in curves.items()}
-        about['difference'] = self._difference(real, released, near, curves) if curves else None
-        about['membership'] = self._membership(real, released, near, searches)
+        about['difference'] = self._difference(photos, released, near, curves) if curves else None
+        about['membership'] = self._membership(photos, released, near, nearest.get('strangers', [None])[0])
         about['near_duplicates'], worst = near_duplicates(
-            real,
+            photos,
             released,
             np.asarray(self.released.labels, np.int64),
             near['released_original'][:, 0],
@@ -210,53 +226,39 @@ class Audit:
         )
         return about, worst
 
-    def _embed(self, source: FaceSource, network: torch.nn.Module, title: str) -> tuple[np.ndarray, str]:
-        """Embeddings of all faces of a set, and what tells them from others."""
-        made_by = (
-            network.fingerprint(self.device),
-            str(source.path.resolve()),
-            keys_digest(source.keys),
-            self.settings.flip,
-        )
-        key = f'faces-{_digest(*made_by)}'
+    def _embed(self, source: FaceSource, network: torch.nn.Module, title: str) -> '_Rows':
+        """Embeddings of all faces of a set."""
+        key = f'faces-{_digest(network.fingerprint(self.device), *_name(source), self.settings.flip)}'
         faces = FaceImages(source, np.arange(len(source)))
         options = dict(flip=self.settings.flip, batch_size=self.settings.batch_size, workers=self.settings.workers)
-        return embed_to_file(faces, network, self.folder, key, title=title, **options), key
+        return _Rows(embed_to_file(faces, network, self.folder, key, title=title, **options), key)
 
-    def _map(self, attacker: Attacker, plain: tuple[np.ndarray, str]) -> tuple[np.ndarray, str]:
+    def _map(self, attacker: Attacker, plain: '_KeyedFaces') -> '_Rows':
         """Embeddings of released faces where those of photos lie."""
         if type(attacker).map_released is Attacker.map_released:
-            return plain
-        key = [None]
+            return _Rows(plain.embeddings, plain.key)
+        key, images = [None], plain.embeddings
         if get_rank() == 0:
             draft, rows, digest = self.folder / 'mapped.partial', None, hashlib.sha256()
-            for start in range(0, len(plain[0]), _ROWS):
-                block = attacker.map_released(np.asarray(plain[0][start : start + _ROWS])).astype(np.float32)
+            for start in range(0, len(images), _ROWS):
+                block = attacker.map_released(np.asarray(images[start : start + _ROWS])).astype(np.float32)
                 if rows is None:
-                    rows = private_rows(draft, np.float32, (len(plain[0]), block.shape[1]))
+                    rows = private_rows(draft, np.float32, (len(images), block.shape[1]))
                 rows[start : start + len(block)] = block
                 digest.update(block.tobytes())
             rows.flush()
-            key = [f'{plain[1]}-{digest.hexdigest()[:16]}']
+            key = [f'{plain.key}-{digest.hexdigest()[:16]}']
             draft.replace(self.folder / f'{key[0]}.npy')
         broadcast_object_list(key)
-        return load_rows(self.folder / f'{key[0]}.npy', len(plain[0])), key[0]
+        return _Rows(load_rows(self.folder / f'{key[0]}.npy', len(images)), key[0])
 
-    def _search(
-        self,
-        a: tuple[np.ndarray, str],
-        b: tuple[np.ndarray, str],
-        queries: EmbeddedFaces,
-        gallery: EmbeddedFaces,
-        deep: bool,
-        title: str,
-    ) -> np.ndarray:
+    def _search(self, queries: '_KeyedFaces', gallery: '_KeyedFaces', deep: bool, title: str) -> np.ndarray:
         """The nearest images of every query, deep as curves need them or one alone, (Q, M)."""
         depth = min(max(self.settings.depth, self._twins + 1), len(gallery)) if deep else 1
         labels = (queries.identity, gallery.identity) if deep else None
         digests = [hashlib.sha256(rows.tobytes()).hexdigest() for rows in labels or ()]
-        key = f'near-{_digest(a[1], b[1], depth, *digests)}'
-        return search_to_file(a[0], b[0], depth, self.folder, key, labels, title)
+        key = f'near-{_digest(queries.key, gallery.key, depth, *digests)}'
+        return search_to_file(queries.embeddings, gallery.embeddings, depth, self.folder, key, labels, title)
 
     def _curves(self, queries: EmbeddedFaces, gallery: EmbeddedFaces, near: np.ndarray, title: str) -> dict[str, Curve]:
         return retrieval_curves(queries, gallery, near, self.draws, max(self.settings.topk), f'{title}, again')
@@ -281,8 +283,9 @@ class Audit:
     def _difference(self, real: EmbeddedFaces, released: EmbeddedFaces, near: Mapping, curves: Mapping) -> dict:
         """Original→Original minus Original→released, with galleries of equal size."""
         a, b, equal = curves['original_original'], curves['original_released'], True
-        held = [np.bincount(self.draws.numbers(faces.identity) + 1)[1:] for faces in (real, released)]
-        if len(held[0]) != len(held[1]) or (held[0] != held[1]).any():
+        count = len(self.draws.identities) + 1
+        held = [np.bincount(self.draws.numbers(faces.identity) + 1, minlength=count)[1:] for faces in (real, released)]
+        if (held[0] != held[1]).any():
             kept = equal_galleries(real, released, self.settings.seed)
             sets = [
                 EmbeddedFaces(faces.embeddings, np.where(rows, faces.identity, -1), faces.source)
@@ -305,18 +308,17 @@ class Audit:
         return dict(points=points)
 
     def _membership(
-        self, real: EmbeddedFaces, released: EmbeddedFaces, near: Mapping, searches: Mapping
+        self, real: EmbeddedFaces, released: EmbeddedFaces, near: Mapping, strangers: EmbeddedFaces | None
     ) -> dict | None:
+        def to_released(faces: EmbeddedFaces, image: np.ndarray) -> np.ndarray:
+            return pair_cosines(faces.embeddings, np.arange(len(faces)), released.embeddings, image)
+
         photos, member = [real], self.member
-        best = [
-            pair_cosines(real.embeddings, np.arange(len(real)), released.embeddings, near['original_released'][:, 0])
-        ]
-        if 'strangers' in near:
-            faces = searches['strangers'][2]
-            photos.append(faces)
-            member = np.concatenate([member, np.zeros(len(faces), np.int8)])
-            rows = np.arange(len(faces))
-            best.append(pair_cosines(faces.embeddings, rows, released.embeddings, near['strangers'][:, 0]))
+        best = [to_released(real, near['original_released'][:, 0])]
+        if strangers is not None:
+            photos.append(strangers)
+            member = np.concatenate([member, np.zeros(len(strangers), np.int8)])
+            best.append(to_released(strangers, near['strangers'][:, 0]))
         if not (member == 0).any() or not (member == 1).any():
             return None
         without = None
@@ -327,8 +329,7 @@ class Audit:
                 block = np.asarray(listed[start : start + _BLOCK])
                 other = released.source[block] != real.source[start : start + _BLOCK, None]
                 image[start : start + _BLOCK] = np.take_along_axis(block, other.argmax(1)[:, None], 1)[:, 0]
-            without = [pair_cosines(real.embeddings, np.arange(len(real)), released.embeddings, image), *best[1:]]
-            without = np.concatenate(without)
+            without = np.concatenate([to_released(real, image), *best[1:]])
         return membership(np.concatenate(best), without, photos, released, member, seed=self.settings.seed)
 
     def _pixel_copies(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -336,8 +337,7 @@ class Audit:
         if get_rank():
             return None
         sets = self.released, self.real
-        key = _digest(*(part for source in sets for part in (source.path.resolve(), keys_digest(source.keys))))
-        file = self.folder / f'pixels-{key}.npy'
+        file = self.folder / f'pixels-{_digest(*map(_name, sets))}.npy'
         if not file.is_file():
             photo, correlation = pixel_copies(
                 *(pixel_descriptors(source, np.arange(len(source)), self.settings.workers) for source in sets)
@@ -365,7 +365,7 @@ class Audit:
             drawn_identities=drawn,
             left_out_identities=everybody - drawn - len(self.owned),
             owned_identities=len(self.owned),
-            owned_pairs=len(OwnedPairs(self.real, self.released, self.matched, self.owned)) if len(self.owned) else 0,
+            owned_pairs=len(self.pairs),
             member_photos=int((member == 1).sum()),
             non_member_photos=int((member == 0).sum()) + others,
             non_member_identities=len(np.unique(people[member == 0])) + other_people,
@@ -405,6 +405,12 @@ def equal_galleries(real: EmbeddedFaces, released: EmbeddedFaces, seed: int) -> 
         place = np.arange(len(sort)) - starts[who[sort] + 1]
         keep[rows[sort[(place < least[who[sort] + 1]) & (who[sort] >= 0)]]] = True
     return kept
+
+
+@lru_cache
+def _name(source: FaceSource) -> tuple[str, str]:
+    """What tells a set from others: its place and its keys."""
+    return str(source.path.resolve()), keys_digest(source.keys)
 
 
 def _digest(*parts: object) -> str:

@@ -12,6 +12,7 @@ from ..datasets.masked_dataset import MaskedSource
 from ..datasets.release_source import release_parts
 from ..evaluation.embed_faces import FaceImages
 from ..evaluation.links import read_links
+from ..evaluation.retrieval_curves import drawn_identities
 from ..randomness import keyed_seed
 
 
@@ -53,8 +54,7 @@ class MatchedSets:
     @property
     def drawn(self) -> np.ndarray:
         """Identities that Eq. 3 can ask about: two photos or more and a released face; ascending."""
-        people, photos = np.unique(self.real_identity, return_counts=True)
-        return np.intersect1d(people[(photos > 1) & (people >= 0)], self.released_people)
+        return drawn_identities(self.real_identity, self.released_people)
 
 
 def match_sets(real: FaceSource, released: FaceSource, links: str | Path | None = None) -> MatchedSets:

@@ -76,25 +76,21 @@ def embed_to_file(faces: Dataset, phi: FaceEmbedder, folder: str | Path, key: st
     file = Path(folder) / f'{key}.npy'
     there = [file.is_file()]
     broadcast_object_list(there)
-    if there[0] and get_dist_info()[0] == 0:
-        for part in file.parent.glob(f'{key}-*.npz'):  # of a run that ended just then
-            part.unlink()
     if not there[0]:
-        draft = file.with_suffix('.partial')
-        embeddings, parts = None, []
+        draft, embeddings = file.with_suffix('.partial'), None
         for part, rows in _parts(faces, phi, folder, key, **options):
             if rows is None:
                 continue
             if embeddings is None:
                 embeddings = private_rows(draft, np.float32, (len(faces), rows[0].shape[1]))
             embeddings[part.start : part.stop] = rows[0]
-            parts.append(_part_file(folder, key, part))
         if embeddings is not None:
             embeddings.flush()
             draft.replace(file)
-            for part in parts:
-                part.unlink()
         broadcast_object_list(there)  # the others wait for it
+    if get_dist_info()[0] == 0:
+        for part in file.parent.glob(f'{key}-*.npz'):
+            part.unlink()
     return load_rows(file, len(faces))
 
 

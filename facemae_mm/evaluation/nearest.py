@@ -1,5 +1,6 @@
 """Exact nearest neighbours by cosine: products in low precision propose, with a proven bound; float64 decides."""
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..precision import native_bfloat16
+from .unit_rows import row_norms
 
 #: Cosines closer than this count as equal; equal ones are ordered by index.
 TIE = 1e-7
@@ -39,7 +41,6 @@ class NearestImages:
     Args:
         gallery: Embeddings (G, D), finite and not zero, of any norm; read block by block, so that it may be mapped from
             a file that is larger than memory.
-        rows: Which of them take part, (n,) ascending; all by default.
         labels: Whom each image of the gallery shows, (G,), where deep lists are wanted only to see how far ahead the
             images of the query's own person are: see `__call__`.
         device: Where to multiply; by default a GPU where there is one, on which faiss finds candidates where it can.
@@ -49,20 +50,25 @@ class NearestImages:
     def __init__(
         self,
         gallery: np.ndarray,
-        rows: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         device: torch.device | str | None = None,
         low_precision: bool | None = None,
     ) -> None:
         self.gallery = gallery
-        self.rows = rows
+        self.rows = None
         self.labels = labels
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         low = native_bfloat16(self.device) if low_precision is None else low_precision
         self._dtype = torch.bfloat16 if low else torch.float32
         self._error = 1.01 * ((gallery.shape[1] + 5) * 2.0**-24 + (3 * 2.0**-8 if low else 0))
-        self._norms = np.concatenate([_norms(self._block(start)) for start in range(0, len(self), GALLERY)])
+        self._norms = np.concatenate([row_norms(self._block(start)) for start in range(0, len(self), GALLERY)])
         self._faiss = _faiss_on_gpu() if self.device.type == 'cuda' else None
+
+    def among(self, rows: np.ndarray) -> 'NearestImages':
+        """The same search among some images of the gallery, (n,) ascending; it still gives indices into the whole."""
+        part = copy.copy(self)
+        part.rows, part._norms = rows, self._norms[rows]
+        return part
 
     def __len__(self) -> int:
         return len(self.gallery) if self.rows is None else len(self.rows)
@@ -123,7 +129,7 @@ class NearestImages:
             holds[query, run[query, column]] = True
             close &= np.take_along_axis(holds, run, 1) | (run <= run[:, min(k, EXACT) - 1, None])
         query, column = np.nonzero(close)
-        cosine[query, column] = self._cosines(queries, query, place[query, column])
+        cosine[query, column] = pair_cosines(queries, query, self.gallery, self._index(place[query, column]))
         place, cosine = _sorted(place, cosine)
 
         lowest = cosine[:, k - 1].copy()  # in the tie of the k-th place
@@ -148,7 +154,7 @@ class NearestImages:
 
     def _candidates(self, queries: np.ndarray, k: int, margin: float, guess: bool) -> '_Candidates | None':
         """Whatever may be among the k nearest of each query; None where that is too much at once."""
-        unit = self._to_device(queries, _norms(queries))
+        unit = self._to_device(queries, row_norms(queries))
         found = _Candidates(len(queries), k, margin)
         products = torch.empty(len(unit) * (min(GALLERY, len(self)) + _GROUP), dtype=self._dtype, device=self.device)
         for number, start in enumerate(range(0, len(self), GALLERY)):
@@ -209,9 +215,6 @@ class NearestImages:
             return None
         query, column = np.nonzero(score >= floor[:, None])
         return query, place.cpu().numpy()[query, column], score[query, column]
-
-    def _cosines(self, queries: np.ndarray, query: np.ndarray, place: np.ndarray) -> np.ndarray:
-        return pair_cosines(queries, query, self.gallery, self._index(place))
 
     def _index(self, place: np.ndarray) -> np.ndarray:
         return place if self.rows is None else self.rows[place]
@@ -334,10 +337,6 @@ def nearest_images(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarr
         Indices into the gallery, (Q, k) int64.
     """
     return NearestImages(gallery)(queries, k)
-
-
-def _norms(embeddings: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum('nd,nd->n', embeddings, embeddings, dtype=np.float64))
 
 
 @contextmanager

@@ -62,6 +62,17 @@ class Draws:
         return np.where(self.identities[place] == identity, place, -1)
 
 
+def drawn_identities(real: np.ndarray, released: np.ndarray) -> np.ndarray:
+    """Identities that can be drawn: two real images or more and a released one; ascending.
+
+    Args:
+        real: Whom each real image shows, (N,), names or numbers.
+        released: Whom each released image stands for, (M,).
+    """
+    names, counts = np.unique(real, return_counts=True)
+    return np.intersect1d(names[counts > 1], released)
+
+
 def spread_points(identities: int, points: int = 5) -> list[int]:
     """Numbers of identities for a curve: halves of halves of all, ascending, none below 2 but where there are fewer."""
     return sorted({max(identities >> step, min(2, identities)) for step in range(points)})
@@ -224,6 +235,11 @@ class _Search:
         known = (self.source >= 0) & (self.source < len(from_source))
         self.same_source = np.where(known, from_source[np.where(known, self.source, 0)], 0)
 
+    @cached_property
+    def _whole(self) -> NearestImages:
+        """The gallery, of which each draw searches a part."""
+        return NearestImages(self.gallery.embeddings, labels=self.held)
+
     def curve(self, mode: str, title: str | None) -> Curve:
         """Places at every point, of queries against all images, or all but those of their source."""
         draws = self.draws
@@ -283,8 +299,7 @@ class _Search:
             return np.full(len(rows), self.most + 1)
         excluded = int(self.same_source[rows].max()) if mode == 'without' else 0
         width = min(self.most + max(excluded, int(self.alone)), len(images))
-        search = NearestImages(self.gallery.embeddings, images, self.held)
-        near = search(self.queries.embeddings[self.asked[rows]], width, self.identity[rows])
+        near = self._whole.among(images)(self.queries.embeddings[self.asked[rows]], width, self.identity[rows])
         kept = ~self._excluded(rows, near, mode)
         return self._read(kept, self.held[near] == self.identity[rows, None])[0]
 

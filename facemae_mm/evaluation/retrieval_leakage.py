@@ -12,7 +12,7 @@ from .embedded_faces import EmbeddedFaces
 from .embedding_metric import EmbeddingMetric, check_embeddings
 from .links import read_links
 from .nearest import nearest_images
-from .retrieval_curves import Draws, retrieval_curves
+from .retrieval_curves import Draws, drawn_identities, retrieval_curves
 
 
 @METRICS.register_module()
@@ -145,7 +145,15 @@ class RetrievalLeakage(EmbeddingMetric):
             raise ValueError('RetrievalLeakage: topk names no K. Give one, such as (1, 2, 3, 4).')
         _check_sources(source, query_identities, gallery_identities)
 
-        drawn, left_out = _drawn_identities(query_identities, gallery_identities)
+        drawn = drawn_identities(query_identities, gallery_identities)
+        if not drawn.size:
+            counts = np.unique(query_identities, return_counts=True)[1]
+            raise ValueError(
+                f'RetrievalLeakage: of {len(counts)} real identities {(counts > 1).sum()} have two '
+                'images or more, and none of these is in the gallery. Give more images per identity, '
+                'or the links of a release whose identities have other names.'
+            )
+        left_out = len(np.union1d(query_identities, gallery_identities)) - len(drawn)
         real, released = np.isin(query_identities, drawn), np.isin(gallery_identities, drawn)
         asked = EmbeddedFaces(
             queries[real], np.searchsorted(drawn, query_identities[real]), np.flatnonzero(real).astype(np.int64)
@@ -170,19 +178,6 @@ class RetrievalLeakage(EmbeddingMetric):
                 metrics[key], metrics[f'{key}_lo'], metrics[f'{key}_hi'] = curve.interval(0, k)
                 metrics[f'chance_top{k}' + ('_with' if name == 'with' else '')] = float(curve.chances[0][k - 1])
         return dict(metrics, queries=len(asked), identities=len(drawn), gallery=len(held), left_out_identities=left_out)
-
-
-def _drawn_identities(real: np.ndarray, released: np.ndarray) -> tuple[np.ndarray, int]:
-    """Identities with two real images or more and a released one, sorted; and how many others."""
-    names, counts = np.unique(real, return_counts=True)
-    drawn = np.intersect1d(names[counts > 1], released)
-    if not drawn.size:
-        raise ValueError(
-            f'RetrievalLeakage: of {len(names)} real identities {(counts > 1).sum()} have two '
-            'images or more, and none of these is in the gallery. Give more images per identity, '
-            'or the links of a release whose identities have other names.'
-        )
-    return drawn, len(np.union1d(names, released)) - len(drawn)
 
 
 def _check_sources(source: np.ndarray, real: np.ndarray, released: np.ndarray) -> None:

@@ -24,8 +24,8 @@ def ranking_auc(
         0 … 1; 0.5 is chance; ties count half.
 
     Raises:
-        ValueError: An embedding is zero or not finite, or no photo has both a released face of its person and of
-            another.
+        CannotLearn: No photo has both a released face of its person and of another.
+        ValueError: An embedding is zero or not finite.
     """
     check_embeddings(photos)
     check_embeddings(released)

@@ -66,7 +66,7 @@ def train(
         `faces` seen, `faces_at_best`, `held_out_auc`, `held_out_auc_before` and the mean `loss` of the last tenth.
 
     Raises:
-        ValueError: The loss is no longer finite.
+        CannotLearn: The loss is no longer finite.
     """
     steps = max(faces // faces_per_step, 1)
     checked = {round(steps * (check + 1) / checks) for check in range(checks)} - {0}
