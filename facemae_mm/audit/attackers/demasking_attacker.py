@@ -1,19 +1,20 @@
 """An attacker who trains a network to turn released faces back into photos."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from mmpretrain.registry import TASK_UTILS
 
 from .demasking_network import DemaskingEmbedder, DemaskingNetwork, to_crop
-from .learning_attacker import LearningAttacker
 from .learning_pairs import LearningPairs
-from .training import flip_some, info_nce, train
+from .trained_attacker import TrainedAttacker
+from .training import flip_some, info_nce
 
 
 @TASK_UTILS.register_module()
-class DemaskingAttacker(LearningAttacker):
+class DemaskingAttacker(TrainedAttacker):
     """Trains a small U-Net to turn released faces back into photos, and embeds what it gives.
 
     Its loss is the mean absolute difference to the photo in units of 127.5, and `closeness` times the symmetric
@@ -45,22 +46,17 @@ class DemaskingAttacker(LearningAttacker):
         held_out: float = 0.2,
         seed: int = 0,
     ) -> None:
-        super().__init__(embedder, held_out, seed)
+        super().__init__(embedder, faces, identities, lr, temperature, held_out, seed)
         if faces < identities or identities < 2 or closeness < 0 or lr <= 0 or temperature <= 0:
             raise ValueError(
                 f'DemaskingAttacker: {identities=} must be 2 or more, {faces=} that or more, {closeness=} 0 or more, '
                 f'{lr=} and {temperature=} above 0. The defaults are 16, 5,000, 0.2, 1e-3 and 0.1.'
             )
-        self.budget = dict(faces=faces)
         self.closeness = closeness
-        self.identities = identities
-        self.lr = lr
-        self.temperature = temperature
         self._trained: DemaskingEmbedder | None = None
 
     def settings(self) -> dict:
-        own = dict(closeness=self.closeness, identities=self.identities, lr=self.lr, temperature=self.temperature)
-        return super().settings() | dict(self.budget) | own
+        return super().settings() | dict(closeness=self.closeness)
 
     @property
     def released_network(self) -> DemaskingEmbedder:
@@ -70,11 +66,8 @@ class DemaskingAttacker(LearningAttacker):
 
     def learn(self, pairs: LearningPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         attack = DemaskingEmbedder(DemaskingNetwork(), self.embedder).to(device)
-        generator = np.random.default_rng(self.seed)
-        size = min(self.identities, len(np.unique(pairs.identities[pairs.learning])))
-        batches = pairs.batches(size, generator)
 
-        def loss() -> torch.Tensor:
+        def loss(batches: Iterator[np.ndarray], generator: np.random.Generator) -> torch.Tensor:
             photos, released = (to_crop(side.to(device)) for side in pairs.load(next(batches)[:, 0]))
             both = flip_some(torch.cat([photos, released], 1), generator)  # a face and its photo alike
             photos, restored = both[:, :3], attack.restore(both[:, 3:])
@@ -85,15 +78,8 @@ class DemaskingAttacker(LearningAttacker):
                 value = value + self.closeness * info_nce(self.embedder(restored)[-1], target, self.temperature)
             return value
 
-        report = train(
-            attack.network,
-            loss,
-            lambda: pairs.held_out_auc(self.embedder, attack),
-            self.budget['faces'],
-            size,
-            self.lr,
-            'de-masking',
-        )
+        score = partial(pairs.held_out_auc, self.embedder, attack)
+        report = self.train(pairs, attack.network, loss, score, 1, 'de-masking')
         return attack.network.state_dict(), report
 
     def use(self, learnt: Mapping[str, torch.Tensor], device: torch.device) -> None:

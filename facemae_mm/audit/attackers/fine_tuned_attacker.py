@@ -1,6 +1,7 @@
 """An attacker who fine-tunes an embedder on pairs that he owns."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,14 +9,14 @@ from mmpretrain.registry import TASK_UTILS
 from torch import nn
 
 from ...models.embedders import FaceEmbedder
-from .learning_attacker import LearningAttacker
 from .learning_pairs import LearningPairs
 from .trainable_embedder import frozen_again, trainable_copy
-from .training import flip_some, info_nce, train
+from .trained_attacker import TrainedAttacker
+from .training import flip_some, info_nce
 
 
 @TASK_UTILS.register_module()
-class FineTunedAttacker(LearningAttacker):
+class FineTunedAttacker(TrainedAttacker):
     """Fine-tunes an embedder so that a photo and released faces of one person lie close, and of others far.
 
     A batch holds a photo and a released face each of different people, drawn independently: where a person has several
@@ -48,22 +49,17 @@ class FineTunedAttacker(LearningAttacker):
         held_out: float = 0.2,
         seed: int = 0,
     ) -> None:
-        super().__init__(embedder, held_out, seed)
+        super().__init__(embedder, faces, identities, lr, temperature, held_out, seed)
         if faces < 2 * identities or identities < 2 or lr <= 0 or temperature <= 0:
             raise ValueError(
                 f'FineTunedAttacker: {identities=} must be 2 or more, {faces=} twice that or more, {lr=} and '
                 f'{temperature=} above 0. The defaults are 32, 10,000, 2e-4 and 0.1.'
             )
-        self.budget = dict(faces=faces)
         self.shared = shared
-        self.identities = identities
-        self.lr = lr
-        self.temperature = temperature
         self._trained: tuple[FaceEmbedder, ...] = ()
 
     def settings(self) -> dict:
-        own = dict(shared=self.shared, identities=self.identities, lr=self.lr, temperature=self.temperature)
-        return super().settings() | dict(self.budget) | own
+        return super().settings() | dict(shared=self.shared)
 
     @property
     def photo_network(self) -> FaceEmbedder:
@@ -75,11 +71,8 @@ class FineTunedAttacker(LearningAttacker):
 
     def learn(self, pairs: LearningPairs, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         copies = self._copies()
-        generator = np.random.default_rng(self.seed)
-        size = min(self.identities, len(np.unique(pairs.identities[pairs.learning])))
-        batches = pairs.batches(size, generator)
 
-        def loss() -> torch.Tensor:
+        def loss(batches: Iterator[np.ndarray], generator: np.random.Generator) -> torch.Tensor:
             rows = next(batches)
             photos, released = pairs.load(rows[:, 0])[0], pairs.load(rows[:, 1])[1]
             sides = [
@@ -89,15 +82,8 @@ class FineTunedAttacker(LearningAttacker):
             return info_nce(*sides, self.temperature)
 
         networks = nn.ModuleList(network.backbone for network in copies)
-        report = train(
-            networks,
-            loss,
-            lambda: pairs.held_out_auc(copies[0], copies[-1]),
-            self.budget['faces'],
-            2 * size,
-            self.lr,
-            'fine-tuned',
-        )
+        score = partial(pairs.held_out_auc, copies[0], copies[-1])
+        report = self.train(pairs, networks, loss, score, 2, 'fine-tuned')
         return networks.state_dict(), report
 
     def use(self, learnt: Mapping[str, torch.Tensor], device: torch.device) -> None:
