@@ -31,7 +31,8 @@ train_dataloader = dict(
                 regions=[] if mask_regions == 'none' else [mask_regions],
                 seed=seed,
             ),
-            dict(type='PackInputs', meta_keys=('img_key',)),
+            dict(type='HashFace'),  # by which φ(original) is kept
+            dict(type='PackInputs', meta_keys=('img_key', 'img_digest', 'sample_idx', 'flip')),
         ],
     ),
 )

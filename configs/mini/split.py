@@ -15,14 +15,14 @@ pairs_of_fold = 600
 parts = dict(
     start=dict(folds=[0]),  # the pixel-trained MAE that every FaceMAE starts from: people of no other part
     train=dict(folds=[1, 2, 3, 4, 5]),  # W, in the place of WebFace260M
-    deploy=dict(folds=[6, 7, 8], min_images=2),  # C, in the place of CASIA-WebFace
+    deploy=dict(folds=[6, 7, 8], min_images=2, people=508),  # C, in the place of CASIA-WebFace
     # Table 4: W and C in each other's place, halves of W, and a training set that shares people with C on purpose.
     train_c=dict(folds=[6, 7, 8]),
-    deploy_w=dict(folds=[1, 2, 3, 4, 5], min_images=2),
+    deploy_w=dict(folds=[1, 2, 3, 4, 5], min_images=2, people=774),
     train_sub1=dict(folds=[1, 2, 3, 4, 5], half=0),
     train_sub2=dict(folds=[1, 2, 3, 4, 5], half=1),
-    deploy_sub1=dict(folds=[1, 2, 3, 4, 5], half=0, min_images=2),
-    deploy_sub2=dict(folds=[1, 2, 3, 4, 5], half=1, min_images=2),
+    deploy_sub1=dict(folds=[1, 2, 3, 4, 5], half=0, min_images=2, people=381),
+    deploy_sub2=dict(folds=[1, 2, 3, 4, 5], half=1, min_images=2, people=393),
     train_overlap=dict(folds=[3, 4, 5, 6, 7]),
     test=dict(folds=[9, 10]),
 )

@@ -1,11 +1,13 @@
 """Utility: are two faces the same person? InsightFace's ten-fold protocol on pairs."""
 
+import csv
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from mmpretrain.registry import METRICS
 
+from ..whole_file import whole_file
 from .embedding_metric import EmbeddingMetric, check_embeddings
 from .intervals import bootstrap_interval, resampled_identities, wilson_interval
 from .roc import roc_curve, save_roc
@@ -14,6 +16,7 @@ FOLDS = 10
 THRESHOLDS = np.arange(0, 4, 0.01)  # of the accuracy, squared L2 distance
 FINE_THRESHOLDS = np.arange(0, 4, 0.001)  # of TAR at FAR
 FARS = (1e-3, 1e-4, 1e-5, 1e-6)
+ANSWER_COLUMNS = ('set', 'pair', 'same', 'distance', 'correct')
 
 
 @METRICS.register_module()
@@ -34,6 +37,7 @@ class FaceVerification(EmbeddingMetric):
 
     Args:
         roc_dir: Folder for `roc.png` and `roc_{set}.csv`, written anew at each evaluation.
+        answers: CSV with a row for each pair, written anew likewise: set, pair, same, distance (squared L2), correct.
         kwargs: Of MMEngine's `BaseMetric`.
     """
 
@@ -42,9 +46,10 @@ class FaceVerification(EmbeddingMetric):
     key = ('set_name', 'pair_index', 'side')
     optional = ('identity', 'embedding_norm')
 
-    def __init__(self, roc_dir: str | Path | None = None, **kwargs) -> None:
+    def __init__(self, roc_dir: str | Path | None = None, answers: str | Path | None = None, **kwargs) -> None:
         super().__init__(**kwargs)
         self.roc_dir = roc_dir
+        self.answers = answers
 
     def compute_metrics(self, results: dict[str, np.ndarray]) -> dict[str, float]:
         """One row of numbers per set.
@@ -52,7 +57,7 @@ class FaceVerification(EmbeddingMetric):
         Raises:
             ValueError: Where a pair lacks a side or a set cannot be cut into ten folds.
         """
-        metrics, curves = {}, {}
+        metrics, curves, rows = {}, {}, []
         for name in np.unique(results['set_name']):
             chosen = results['set_name'] == name
             left, right = (
@@ -78,10 +83,18 @@ class FaceVerification(EmbeddingMetric):
             except ValueError as error:
                 raise ValueError(f'{name}: {error}') from None
             metrics.update({f'{name}/{key}': value for key, value in values.items()})
+            if self.answers is not None:
+                distance, _, correct = _answer(*embeddings, left['same'])
+                columns = left['pair_index'], left['same'].astype(int), distance.round(6), correct.astype(int)
+                rows += [[name, *row] for row in zip(*columns, strict=True)]
             if self.roc_dir is not None:
                 curves[str(name)] = self.roc(*embeddings, left['same'])
         if curves:
             save_roc(curves, self.roc_dir)
+        if self.answers is not None:
+            Path(self.answers).parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(Path(self.answers), 'x') as file:
+                csv.writer(file, lineterminator='\n').writerows([ANSWER_COLUMNS, *rows])
         return metrics
 
     @staticmethod
@@ -132,11 +145,8 @@ class FaceVerification(EmbeddingMetric):
                 f'images and {len(same)} answers do not make pairs. Give one of each per pair.'
             )
         check_pairs(same)
-        distance = _distance(embeddings1, embeddings2)
-        fold = np.concatenate([np.full(len(p), i) for i, p in enumerate(np.array_split(same, FOLDS))])
-
-        threshold = _best_thresholds(distance, same, fold)
-        correct = (distance < threshold[fold]) == same
+        distance, threshold, correct = _answer(embeddings1, embeddings2, same)
+        fold = _folds(len(same))
         accuracy = np.bincount(fold, correct) / np.bincount(fold)
         if identities is None:
             low, high = wilson_interval(correct.mean(), len(same))
@@ -181,6 +191,20 @@ def check_pairs(same: np.ndarray) -> None:
 def tar_name(far: float) -> str:
     """How a TAR is logged: tar@far=1e-3."""
     return f'tar@far={far:.0e}'.replace('e-0', 'e-')
+
+
+def _folds(pairs: int) -> np.ndarray:
+    """Which fold each pair is in, consecutive ones, (P,)."""
+    return np.concatenate([np.full(len(p), i) for i, p in enumerate(np.array_split(np.arange(pairs), FOLDS))])
+
+
+def _answer(
+    embeddings1: np.ndarray, embeddings2: np.ndarray, same: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Squared L2 distance of each pair (P,), threshold of each fold (FOLDS,), and whether each answer is right (P,)."""
+    distance, fold = _distance(embeddings1, embeddings2), _folds(len(same))
+    threshold = _best_thresholds(distance, same, fold)
+    return distance, threshold, (distance < threshold[fold]) == same
 
 
 def _distance(embeddings1: np.ndarray, embeddings2: np.ndarray) -> np.ndarray:

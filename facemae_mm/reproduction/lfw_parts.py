@@ -1,7 +1,6 @@
 """LFW cut into parts that share no person, by the folds of its own pairs."""
 
 import csv
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -69,7 +68,8 @@ def people_of(part: Mapping, fold: Mapping[str, int], images: Mapping[str, int])
     """Who is in a part.
 
     Args:
-        part: `folds`; `min_images` a person (1); `half`, 0 or 1, of them by the hash of the name (both).
+        part: `folds`; `min_images` a person (1); `half`, 0 or 1, of them by the hash of the name (both). `people`, how
+            many recognisers are told of, is held against the outcome by `split_lfw`.
         fold: As of `folds_of`.
         images: Of every person.
     """
@@ -117,6 +117,10 @@ def split_lfw(faces: Path, pairs: Path, split: Config, out: Path) -> dict[str, t
     for name, part in tqdm(split.parts.items(), desc='parts'):
         people = people_of(part, fold, images)
         counts[name] = len(people), sum(images[person] for person in people)
+        if part.get('people', len(people)) != len(people):
+            raise ValueError(
+                f'Part {name} has {len(people)} people, and the split says {part["people"]}. Mend the split.'
+            )
         for person in people:
             shutil.copytree(faces / person, draft / name / person)
         if rows:
@@ -138,12 +142,3 @@ def _write_pairs(keys: Sequence[str], same: Sequence[bool], split: Config, path:
         writer.writerow(KEY_COLUMNS)
         for yes, no in zip(lines[True], lines[False], strict=True):
             writer.writerows([yes, no])
-
-
-def list_digest(faces: Path) -> str:
-    """SHA-256 over the names and bytes of all images of a set, in the order of their names."""
-    source, digest = open_faces(faces), hashlib.sha256()
-    for index, key in enumerate(source.keys):
-        digest.update(f'{key}\n'.encode())
-        digest.update(hashlib.sha256(source.read(index)).digest())
-    return digest.hexdigest()

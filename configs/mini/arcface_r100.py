@@ -1,0 +1,4 @@
+# The miniature's recogniser with the blocks of IResNet-100.
+_base_ = './arcface_r18.py'
+
+model = dict(backbone=dict(depth=100))

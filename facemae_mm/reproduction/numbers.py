@@ -1,0 +1,107 @@
+"""What each kind of stage leaves in its folder, as the small numbers that are kept."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..datasets.face_source import open_faces
+from ..json_file import read_json
+
+_REMEDY = 'Delete its folder, and the same command makes it anew.'
+_DIGITS = 5
+
+
+def _rounded(value: object) -> object:
+    """Floats to five digits, whatever holds them."""
+    if isinstance(value, float):
+        return round(value, _DIGITS)
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _training(folder: Path, inputs: Mapping[str, Path]) -> dict:
+    """Terms of the loss, as a mean over its last tenth."""
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+    steps = {}
+    for log in logs:  # of a run that went on, the later one counts
+        for line in log.read_text(encoding='utf-8').splitlines():
+            row = json.loads(line)
+            if 'loss' in row:
+                steps[row['step']] = row
+    last = [steps[step] for step in sorted(steps)[-max(1, len(steps) // 10) :]]
+    others = {'step', 'epoch', 'iter', 'time', 'data_time', 'memory', 'lr'}
+    terms = sorted({name for row in last for name in row} - others)
+    means = {name: sum(row[name] for row in last if name in row) / sum(name in row for row in last) for name in terms}
+    return dict(iterations=max(steps, default=0), **_rounded(means))
+
+
+def _parts(folder: Path, inputs: Mapping[str, Path]) -> dict:
+    """People and images of every part."""
+    found = {}
+    for part in sorted((folder / 'parts').iterdir()):
+        if part.is_dir():
+            source = open_faces(part)
+            found[part.name] = dict(people=len(source.identities), images=len(source))
+    return found
+
+
+def _release(folder: Path, inputs: Mapping[str, Path]) -> dict:
+    """People and images of a set."""
+    source = open_faces(folder / 'release')
+    return dict(people=len(source.identities), images=len(source))
+
+
+def _verification(folder: Path, inputs: Mapping[str, Path]) -> dict:
+    """Metrics, and which pairs were answered rightly, 0 and 1 in their order, as hexadecimal digits."""
+    metrics = read_json(folder / 'metrics.json', _REMEDY)
+    with (folder / 'answers.csv').open(newline='', encoding='utf-8') as file:
+        correct = ''.join(row['correct'] for row in csv.DictReader(file))
+    return dict(metrics=_rounded(metrics), answers=len(correct), correct=f'{int("1" + correct, 2):x}')
+
+
+def _separation(folder: Path, inputs: Mapping[str, Path]) -> dict:
+    """As tools/separation.py wrote it."""
+    found = read_json(folder / 'separation.json', _REMEDY)
+    return _rounded({key: found[key] for key in ('embedder_sha256', 'auc', 'people', 'images', 'by_person')})
+
+
+def _audit(folder: Path, inputs: Mapping[str, Path]) -> dict:
+    """The curves of every attacker."""
+    report = read_json(folder / 'audit' / 'report.json', _REMEDY)
+    kept = ('identities', 'queries', 'gallery', 'with', 'without', 'chance_with', 'chance_without')
+    attackers = {}
+    for name, about in report['attackers'].items():
+        curves = {
+            pairing: [{key: point[key] for key in kept} for point in curve['points']]
+            for pairing, curve in about['leakage'].items()
+        }
+        attackers[name] = dict(leakage=curves, difference=about['difference'])
+    return _rounded(dict(attackers=attackers, settings=report['settings']))
+
+
+def _json(name: str) -> Callable[[Path, Mapping[str, Path]], dict]:
+    """A file of numbers as it is."""
+    return lambda folder, inputs: _rounded(read_json(folder / name, _REMEDY))
+
+
+#: By the name that a stage gives.
+READERS: dict[str, Callable[[Path, Mapping[str, Path]], dict]] = dict(
+    training=_training,
+    parts=_parts,
+    release=_release,
+    verification=_verification,
+    separation=_separation,
+    audit=_audit,
+    feature_map=_json('feature_map.json'),
+    compare_faces=_json('compare_faces.json'),
+)
+
+
+def answers_of(numbers: Mapping) -> list[bool]:
+    """Which pairs were answered rightly, of what `_verification` kept."""
+    digits = bin(int(numbers['correct'], 16))[3:]  # without the leading 1, which keeps zeros
+    if len(digits) != numbers['answers']:
+        raise ValueError(f'{len(digits)} answers where {numbers["answers"]} should be.')
+    return [digit == '1' for digit in digits]

@@ -1,0 +1,179 @@
+"""Runs the stages that a table needs and that are not there yet, several at once."""
+
+import fcntl
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from ..datasets.resumable import lock_folder
+from ..whole_file import whole_file
+from .stage import Stage
+from .store import Store
+
+LOG = 'stage.log'
+SPENT = 'spent.json'
+
+
+class StageError(RuntimeError):
+    """Stages did not end well."""
+
+
+def to_run(store: Store, targets: Collection[str]) -> list[Stage]:
+    """Stages without a valid record, and those whose files are lost and needed by one of these.
+
+    In an order in which they can run, and which finishes the first target first.
+    """
+    found: dict[str, Stage] = {}
+
+    def visit(name: str, files: bool) -> None:
+        if name not in store.stages or name in found:
+            return
+        stage = store.stages[name]
+        for inner in stage.inputs:
+            visit(inner, False)
+        if store.record(stage) is None or (files and not store.has_output(stage)):
+            for inner in stage.inputs:
+                visit(inner, True)
+            found[name] = stage
+
+    for name in targets:
+        visit(name, False)
+    return list(found.values())
+
+
+def run_stages(store: Store, targets: Collection[str], jobs: int, say: Callable[[str], None] = print) -> None:
+    """Runs until every target has its numbers. Nothing runs twice; what a killed run had finished is kept.
+
+    Args:
+        store: Of the graph.
+        targets: Names of stages.
+        jobs: Stages at once, each on one thread.
+        say: Takes a line for people.
+
+    Raises:
+        FileExistsError: Another run is at work on these files.
+        StageError: Stages failed; what does not depend on them was finished.
+    """
+    store.cache.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(store.cache)
+    try:
+        while todo := to_run(store, targets):
+            _run_all(store, todo, jobs, say)
+    finally:
+        lock.close()
+
+
+def _run_all(store: Store, todo: list[Stage], jobs: int, say: Callable[[str], None]) -> None:
+    place = {stage.name: number for number, stage in enumerate(todo)}
+    order = TopologicalSorter({stage.name: place.keys() & set(stage.inputs) for stage in todo})
+    order.prepare()
+    left = sum(stage.seconds for stage in todo)
+    say(f'{len(todo)} stages to run, {jobs} at once: about {duration(left / jobs)}.')
+    done, failed, waiting = 0, {}, list(order.get_ready())
+    running: dict[Future, Stage] = {}
+    processes: set[subprocess.Popen] = set()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    waiting.sort(key=place.__getitem__)
+                    stage = store.stages[waiting.pop(0)]
+                    if failed.keys() & set(stage.inputs):
+                        failed[stage.name] = 'an input failed'
+                        order.done(stage.name)
+                        waiting += order.get_ready()
+                        continue
+                    running[pool.submit(_run_stage, store, stage, processes, say)] = stage
+                for future in wait(running, return_when=FIRST_COMPLETED)[0] if running else ():
+                    stage = running.pop(future)
+                    try:
+                        seconds = future.result()
+                    except (OSError, ValueError, StageError) as error:
+                        failed[stage.name] = str(error)
+                        say(f'{stage.name} failed: {error}')
+                    else:
+                        done += 1
+                        left -= stage.seconds
+                        say(
+                            f'[{done}/{len(todo)}] {stage.name}: {duration(seconds)}; about '
+                            f'{duration(max(left, 0) / jobs)} left'
+                        )
+                    order.done(stage.name)
+                    waiting += order.get_ready()
+        except BaseException:
+            for process in list(processes):
+                process.terminate()
+            raise
+    if failed:
+        reasons = {name: reason for name, reason in failed.items() if reason != 'an input failed'}
+        raise StageError(
+            f'{len(failed)} of {len(todo)} stages have not run. '
+            + ' '.join(f'{name}: {reason}' for name, reason in reasons.items())
+            + ' Mend what is said there; the same command goes on.'
+        )
+
+
+def _run_stage(store: Store, stage: Stage, processes: set[subprocess.Popen], say: Callable[[str], None]) -> float:
+    folder = store.folder(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {name: str(store.output(name)) for name in stage.inputs}
+    command = stage.words({**places, 'out': str(folder)})
+    say(f'  {stage.name}: {stage.title} (about {duration(stage.seconds)}; log: {folder / LOG})')
+    began = time.monotonic()
+    with (folder / LOG).open('a', encoding='utf-8') as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by the stage's process too, if this one is killed
+        except BlockingIOError:
+            raise StageError(
+                f'{folder} is still at work for a run that was ended. Wait for that process, or end it.'
+            ) from None
+        print(f'\n$ {shlex.join(["python", *command])}', file=log, flush=True)
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1'),
+            pass_fds=[log.fileno()],
+        )
+        processes.add(process)
+        _, status, usage = os.wait4(process.pid, 0)  # the processor time of this one alone
+        process.returncode = os.waitstatus_to_exitcode(status)
+        processes.discard(process)
+    seconds = time.monotonic() - began
+    spent = _spend(folder / SPENT, seconds, usage.ru_utime + usage.ru_stime)
+    if process.returncode:
+        raise StageError(f'it ended with exit code {process.returncode}. {_last_words(folder / LOG)} ({folder / LOG})')
+    store.finish(stage, ['python', *stage.command], **spent)
+    return seconds
+
+
+def _spend(file: Path, seconds: float, cpu_seconds: float) -> dict[str, float]:
+    """Adds to what a stage took before it was interrupted."""
+    before = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    now = dict(seconds=seconds, cpu_seconds=cpu_seconds)
+    spent = {key: round(value + before.get(key, 0), 1) for key, value in now.items()}
+    with whole_file(file, 'x') as handle:
+        json.dump(spent, handle)
+    return spent
+
+
+def _last_words(log: Path) -> str:
+    """What a stage said at its end."""
+    lines = log.read_text(encoding='utf-8', errors='replace').splitlines()
+    said = [line.strip() for line in lines[-40:] if line.strip()]
+    return said[-1] if said else 'It said nothing.'
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    if seconds < 90:
+        return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'

@@ -1,0 +1,91 @@
+"""One stage of a reproduction: an ordinary command, and what tells its result from that of another."""
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import facemae_mm
+
+from ..command_line import add_options
+from ..config import load_config
+
+#: Packages whose versions decide about a result.
+PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'numpy', 'opencv-python', 'face_recognition_models')
+
+REFERENCE = re.compile(r'\{([\w.=-]+)\}')
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command of `tools/`, run once for all who need what it makes.
+
+    Attributes:
+        name: Unique; letters, digits, '.', '=' and '-'.
+        title: What it does, for people.
+        command: Words of the command behind `python`. '{name}' stands for what another stage, or a source, gave;
+            '{out}' for this one's own folder.
+        output: What others take of the folder: 'checkpoint' (the last one of a training), a path in it, or None where
+            only its numbers count.
+        numbers: Which reader of `numbers.READERS` reads them off the folder.
+        seconds: Of one core, as far as known, for the time that is left.
+    """
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    output: str | None
+    numbers: str
+    seconds: float = 60.0
+    inputs: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = {name for word in self.command for name in REFERENCE.findall(word)} - {'out'}
+        object.__setattr__(self, 'inputs', tuple(sorted(found)))
+
+    def words(self, places: Mapping[str, str]) -> list[str]:
+        """The command with its references filled in."""
+        return [REFERENCE.sub(lambda match: places[match[1]], word) for word in self.command]
+
+    def key(self, digests: Mapping[str, str]) -> str:
+        """SHA-256 of all that the result depends on: words, resolved recipe, inputs' content, versions, device.
+
+        Args:
+            digests: Content of every input, by its name.
+        """
+        words = self.words({**digests, 'out': 'out'})
+        depends = dict(words=words, recipe=_recipe(tuple(words)), versions=versions())
+        return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of this project and of what its results depend on, with the kind of device."""
+    found = dict(facemae_mm=facemae_mm.__version__)
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = 'absent'
+    found['device'] = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu, one thread'
+    return found
+
+
+@cache
+def _recipe(words: tuple[str, ...]) -> dict | None:
+    """The recipe among the words of a command, the command's options applied; None where there is none."""
+    path = next((word for word in words if word.startswith('configs/') and word.endswith('.py')), None)
+    if path is None:
+        return None
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    options = parser.parse_known_args(words[1:])[0].cfg_options
+    recipe = load_config(path, options).to_dict()
+    recipe.pop('needs', None)  # words for people
+    return json.loads(json.dumps(recipe, default=str))

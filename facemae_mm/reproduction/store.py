@@ -1,0 +1,168 @@
+"""Where stages keep what they made: files by the hash of what they depend on, numbers as small JSON."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..datasets.landmarks import find_landmarks
+from ..datasets.resumable import sha256_file
+from ..json_file import read_json
+from ..whole_file import whole_file
+from .numbers import READERS
+from .stage import Stage, versions
+
+
+class Store:
+    """Files in `cache`, a folder a stage and key; numbers in `results`, a record a stage.
+
+    A record is valid for a key, into which the *content* of all inputs goes: what was lost is made anew, and where it
+    then differs, everything that was made from it counts as not there. So no table mixes results.
+
+    Args:
+        stages: By name.
+        sources: Files and folders from outside, by name.
+        cache: Folder of outputs.
+        results: Folder of records.
+    """
+
+    def __init__(
+        self, stages: Mapping[str, Stage], sources: Mapping[str, str | Path], cache: str | Path, results: str | Path
+    ) -> None:
+        self.stages = stages
+        self.sources = sources
+        self.cache = Path(cache)
+        self.results = Path(results)
+        self._source_digests: dict[str, str] = {}
+        self._checked: dict[Path, str] = {}
+
+    def record(self, stage: Stage) -> dict | None:
+        """What is known of a stage with its present settings and inputs; None where it has to run."""
+        path, key = self.results / f'{stage.name}.json', self.key(stage)
+        if key is None or not path.is_file():
+            return None
+        record = read_json(path, f'Delete it, and the same command makes {stage.name} anew.')
+        return record if isinstance(record, dict) and record.get('key') == key else None
+
+    def key(self, stage: Stage) -> str | None:
+        """Of a stage; None where that of an input is not known yet."""
+        digests = {name: self.digest(name) for name in stage.inputs}
+        return None if None in digests.values() else stage.key(digests)
+
+    def digest(self, name: str) -> str | None:
+        """Of the content that a stage or source gives to others; None where it is not known yet."""
+        if name in self.stages:
+            record = self.record(self.stages[name])
+            return record and record['output']
+        if name not in self._source_digests:
+            path = Path(self.sources[name])
+            if not path.exists():
+                raise FileNotFoundError(f'{name}: {path} does not exist.')
+            table = find_landmarks(path)
+            self._source_digests[name] = content_digest(path) + ('' if table is None else sha256_file(table))
+        return self._source_digests[name]
+
+    def folder(self, stage: Stage) -> Path:
+        """Where a stage works with its present settings and inputs, which must be known."""
+        return self.cache / f'{stage.name}-{self.key(stage)[:12]}'
+
+    def output(self, name: str) -> Path:
+        """What a stage gives to others, or a source.
+
+        Raises:
+            ValueError: It is not what the stage made: it was altered since.
+        """
+        if name not in self.stages:
+            return Path(self.sources[name])
+        stage = self.stages[name]
+        path = output_path(stage, self.folder(stage))
+        if path not in self._checked:
+            self._checked[path] = content_digest(path)
+        if self._checked[path] != self.record(stage)['output']:
+            raise ValueError(
+                f'{path} is not what stage {name} made: it was altered since. Delete {self.folder(stage)}, and the '
+                'same command makes it anew.'
+            )
+        return path
+
+    def has_output(self, stage: Stage) -> bool:
+        """Whether what a stage with a record gives to others is still there."""
+        path = output_path(stage, self.folder(stage))
+        return path is not None and path.exists()
+
+    def finish(self, stage: Stage, command: list[str], seconds: float, cpu_seconds: float) -> dict:
+        """Reads the numbers of a stage that has run, and writes its record."""
+        folder, key = self.folder(stage), self.key(stage)
+        path = output_path(stage, folder)
+        record = dict(
+            name=stage.name,
+            title=stage.title,
+            command=command,
+            key=key,
+            inputs={name: self.digest(name) for name in stage.inputs},
+            output=None if path is None else content_digest(path),
+            numbers=READERS[stage.numbers](folder, {name: self.output(name) for name in stage.inputs}),
+            seconds=seconds,
+            cpu_seconds=cpu_seconds,
+            versions=versions(),
+            commit=_commit(),
+        )
+        self.results.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.results / f'{stage.name}.json', 'x') as file:
+            json.dump(record, file, indent=1, ensure_ascii=False)
+            file.write('\n')
+        if path is not None:
+            self._checked[path] = record['output']
+        return record
+
+
+def output_path(stage: Stage, folder: Path) -> Path | None:
+    """What others take of a stage's folder; a path that does not exist where it is not there."""
+    if stage.output is None:
+        return None
+    if stage.output != 'checkpoint':
+        return folder / stage.output
+    named = folder / 'last_checkpoint'
+    return folder / Path(named.read_text(encoding='utf-8').strip()).name if named.is_file() else named
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of content: of a checkpoint's weights alone, of a file's bytes, or of a folder's files by name.
+
+    A folder's links (`FOLDER.private/links.csv`) belong to it.
+    """
+    if path.suffix == '.pth':
+        return _weights_digest(path)
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    links = path.with_name(f'{path.name}.private') / 'links.csv'
+    files = sorted(file for file in path.rglob('*') if file.is_file()) + ([links] if links.is_file() else [])
+    for file in files:
+        name = file.relative_to(path).as_posix() if file != links else 'links.csv'
+        digest.update(f'{name}\n{sha256_file(file)}\n'.encode())
+    return digest.hexdigest()
+
+
+def _weights_digest(path: Path) -> str:
+    """Checkpoints hold times beside the weights."""
+    state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)['state_dict']
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _commit() -> str | None:
+    """Of the checkout, with a mark where it was changed; None outside one."""
+    try:
+        shown = ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
+        done = subprocess.run(shown, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

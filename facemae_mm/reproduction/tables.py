@@ -1,0 +1,253 @@
+"""The paper's tables: rows, the paper's numbers, and the stages from which each cell of ours comes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .miniature import Miniature
+
+#: What differs between the runs of a cell, and so what its interval covers beside the people of the test.
+ALL = 'reconstructor, masks and recogniser'
+MASKS = 'masks and recogniser'
+RECOGNISER = 'recogniser'
+
+Paper = tuple[float | None, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of a cell.
+
+    Attributes:
+        verify: Stage with the accuracy of a recogniser trained on the cell's faces.
+        separation: Stage by judge, with how well the faces' people are told apart; empty where other tables have it.
+        audit: Stage with the leakage of the faces.
+    """
+
+    verify: str
+    separation: dict[str, str]
+    audit: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        label: What the row is.
+        paper: Its accuracies in the paper, % on LFW / CFP-FP / AgeDB, None where the paper has none.
+        runs: Ours, by seed.
+        varies: What differs between them.
+        remark: What a reader must know of it.
+    """
+
+    label: str
+    paper: Paper | None
+    runs: tuple[Run, ...]
+    varies: str
+    remark: str = ''
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper."""
+
+    name: str
+    title: str
+    rows: dict[str, Row]
+    remark: str = ''
+
+
+class Cells:
+    """Cells, as stages of a graph, made once however many tables show them.
+
+    Args:
+        graph: The data flow.
+        seeds: Runs of a cell.
+    """
+
+    def __init__(self, graph: Miniature, seeds: int) -> None:
+        self.graph = graph
+        self.seeds = range(seeds)
+
+    def _runs(
+        self,
+        faces: Callable[[int], tuple[str, str]],
+        network: str = 'r18',
+        part: str = 'deploy',
+        links: bool = True,
+        separate: bool = True,
+        audit: bool = False,
+    ) -> tuple[Run, ...]:
+        """A run a seed; `faces` gives the words for a seed's faces, and their label."""
+        runs = []
+        for seed in self.seeds:
+            words, label = faces(seed)
+            verify = self.graph.utility(words, label, seed, network, part)
+            separation = self.graph.separation(words, label, links) if separate else {}
+            leak = self.graph.audit(words, label, part=part) if audit and seed == 0 else None
+            runs.append(Run(verify, separation, leak))
+        return tuple(runs)
+
+    def original(self, network: str = 'r18', part: str = 'deploy') -> tuple[Run, ...]:
+        """Real faces."""
+        label = 'original' if part == 'deploy' else f'original.{part}'
+        return self._runs(lambda seed: (self.graph.faces(part), label), network, part, links=False)
+
+    def released(
+        self,
+        model: Callable[[int], str],
+        network: str = 'r18',
+        part: str = 'deploy',
+        masks: int | None = None,
+        audit: bool = False,
+        **options: float | str,
+    ) -> tuple[Run, ...]:
+        """Faces reconstructed by the model that each seed gives; masks by the seed too, unless they are given."""
+
+        def faces(seed: int) -> tuple[str, str]:
+            release = self.graph.release(model(seed), seed if masks is None else masks, part, **options)
+            return f'{{{release}}}', release.removeprefix('release.')
+
+        return self._runs(faces, network, part, separate=network == 'r18', audit=audit)
+
+    def facemae(self, network: str = 'r18', audit: bool = False) -> tuple[Run, ...]:
+        """The paper's model: a training, masks and a recogniser a seed."""
+        return self.released(self.graph.facemae, network, audit=audit)
+
+    def varied(self, part: str = 'train', deploy: str = 'deploy', **options: float | str) -> tuple[Run, ...]:
+        """Another training of FaceMAE, once, deployed at its own masks."""
+        masking = {key: value for key, value in options.items() if key.startswith('mask_')}
+        return self.released(lambda seed: self.graph.facemae(0, part, **options), part=deploy, **masking)
+
+
+def table2(cells: Cells) -> Table:
+    """Losses."""
+    graph = cells.graph
+    rows = dict(
+        start=Row('the start itself (MSE, visible patches too)', None, cells.released(lambda s: graph.start()), MASKS),
+        mse=Row('MSE (plain MAE)', (97.62, 86.14, 85.68), cells.released(graph.mae, audit=True), ALL),
+        im=Row('IM', (98.93, 89.69, 89.78), cells.varied(rm_weight=0.0), MASKS),
+        rm=Row('RM', (98.92, 87.10, 86.68), cells.varied(im_weight=0.0), MASKS),
+        im_rm=Row('IM + RM', (99.23, 90.80, 90.25), cells.facemae(audit=True), ALL),
+        all=Row('MSE + IM + RM', (99.13, 90.51, 90.19), cells.varied(mse_weight=1.0), MASKS),
+    )
+    return Table('table2', 'Loss', rows, 'The order of IM and RM alone in the paper is likely, not certain.')
+
+
+def table3(cells: Cells) -> Table:
+    """Mask ratio in training and deployment."""
+    paper = {0.3: (99.41, 93.03, 92.87), 0.5: (99.33, 91.98, 91.56), 0.9: (67.33, 57.38, 54.01)}
+    rows = {
+        f'r{ratio:.0%}': Row(f'{ratio:.0%}', numbers, cells.varied(mask_ratio=ratio), MASKS)
+        for ratio, numbers in paper.items()
+    }
+    rows['r75%'] = Row('75%', (99.23, 90.80, 90.25), cells.facemae(), ALL)
+    return Table(
+        'table3',
+        'Mask ratio in training and deployment',
+        {key: rows[key] for key in sorted(rows)},
+        'All start from the one start, which was trained at 75 %.',
+    )
+
+
+def table4(cells: Cells) -> Table:
+    """Training and deployment sets."""
+    rows = {
+        'w_c': Row('W → C', (99.23, 90.80, 90.25), cells.facemae(), ALL),
+        'c_w': Row('C → W', (99.37, 93.87, 94.14), cells.varied('train_c', 'deploy_w'), MASKS),
+        'sub1_sub2': Row('W_sub1 → W_sub2', (99.65, 94.00, 94.36), cells.varied('train_sub1', 'deploy_sub2'), MASKS),
+        'sub2_sub1': Row('W_sub2 → W_sub1', (99.47, 94.12, 94.51), cells.varied('train_sub2', 'deploy_sub1'), MASKS),
+        'overlap': Row('folds 3 to 7 → C (people overlap)', None, cells.varied('train_overlap'), MASKS),
+    }
+    return Table(
+        'table4',
+        'Training and deployment sets',
+        rows,
+        'W: folds 1 to 5; C: 6 to 8; halves of W by the hash of the name. In the last row the people of folds 6 and 7 '
+        'train FaceMAE and are deployed. The start is of people of no part.',
+    )
+
+
+def table5(cells: Cells) -> Table:
+    """Backbone of the recogniser."""
+    networks = dict(
+        r18=('R18', (98.56, 89.31, 89.13)),
+        r50=('R50', (99.23, 90.80, 90.25)),
+        r100=('R100', (99.53, 91.91, 90.51)),
+        mbf=('MobileFaceNet', (98.40, 88.94, 88.56)),
+        vit=('ViT-S', (98.45, 90.12, 90.18)),
+    )
+    rows = {key: Row(label, paper, cells.facemae(key), ALL) for key, (label, paper) in networks.items()}
+    remark = 'All narrow: 8 channels at the stem where the paper has 64.'
+    return Table('table5', 'Backbone of the recogniser', rows, remark)
+
+
+def table6(cells: Cells) -> Table:
+    """β."""
+    paper = {0.1: (98.94, 88.21, 87.13), 0.5: (99.02, 89.01, 88.96), 10.0: (98.97, 87.65, 86.96)}
+    rows = {}
+    for beta, numbers in paper.items():
+        rows[f'b{beta:g}'] = Row(f'{beta:g}', numbers, cells.varied(rm_weight=beta), MASKS)
+    rows['b1'] = Row('1', (99.23, 90.80, 90.25), cells.facemae(), ALL)
+    rows = {key: rows[key] for key in ('b0.1', 'b0.5', 'b1', 'b10')}
+    rows['n64'] = Row('1, at N = 64', None, cells.varied(batch_size=64), MASKS, 'half as many steps')
+    return Table(
+        'table6',
+        'β of Eq. 2, at N = 256',
+        rows,
+        'N is 32 here, where β · √(256 / 32) = 2.83 β weighs the same; in the last row N = 64, and 2 β.',
+    )
+
+
+def table7(cells: Cells) -> Table:
+    """What is masked."""
+    graph = cells.graph
+    rows = {
+        f'seed{seed}': Row(
+            f'seed {seed}', paper, cells.released(lambda s, seed=seed: graph.facemae(seed), masks=seed), RECOGNISER
+        )
+        for seed, paper in ((0, (99.23, 90.80, 90.25)), (1, (99.10, 90.67, 90.21)))
+    }
+    for region, paper in (('eyes', (98.45, 89.98, 89.76)), ('mouth', (98.77, 90.14, 89.93))):
+        rows[region] = Row(region, paper, cells.varied(mask_regions=region), MASKS)
+    return Table(
+        'table7',
+        'What is masked',
+        rows,
+        'A seed is one of training and of masks. Regions are always removed, random patches fill up to 75 %.',
+    )
+
+
+def table8(cells: Cells) -> Table:
+    """Mask ratio at deployment alone."""
+    paper = {
+        0.3: (99.28, 93.92, 92.88),
+        0.5: (99.25, 92.78, 91.83),
+        0.75: (99.23, 90.80, 90.25),
+        0.85: (98.66, 83.38, 84.55),
+        0.9: (88.66, 69.20, 66.50),
+    }
+    rows = {}
+    for ratio, numbers in paper.items():
+        if ratio == 0.75:
+            rows['r75%'] = Row('75%', numbers, cells.facemae(), ALL)
+            continue
+        runs = cells.released(lambda seed: cells.graph.facemae(0), mask_ratio=ratio)
+        rows[f'r{ratio:.0%}'] = Row(f'{ratio:.0%}', numbers, runs, MASKS)
+    return Table('table8', 'Mask ratio at deployment alone, trained at 75 %', rows)
+
+
+TABLES: dict[str, Callable[[Cells], Table]] = dict(
+    table2=table2, table3=table3, table4=table4, table5=table5, table6=table6, table7=table7, table8=table8
+)
+
+
+def stages_of(tables: Sequence[Table]) -> list[str]:
+    """Stages whose numbers tables show: first those of the first seed, of all rows."""
+    rows = [row for table in tables for row in table.rows.values()]
+    found = {}
+    for seed in range(max((len(row.runs) for row in rows), default=0)):
+        for row in rows:
+            for run in row.runs[seed : seed + 1]:
+                found |= dict.fromkeys([*run.separation.values(), run.verify, *filter(None, [run.audit])])
+    return list(found)
