@@ -1,6 +1,7 @@
 """Faces in: sources, datasets, their order, and the transforms that load and mask."""
 
 from .face_dataset import FaceRecordDataset
+from .face_distortion import FaceDistortion
 from .face_mask import FaceMask
 from .face_source import FaceSource, open_faces
 from .hash_face import HashFace
@@ -11,6 +12,7 @@ from .resumable_sampler import ResumableSampler
 from .verification_pairs import VerificationPairs
 
 __all__ = [
+    'FaceDistortion',
     'FaceMask',
     'FaceRecordDataset',
     'FaceSource',

@@ -32,7 +32,7 @@ from ..datasets.resumable import (
     sha256_file,
     write_private,
 )
-from ..evaluation.links import LINK_COLUMNS
+from ..evaluation.links import LINK_COLUMNS, LINKS
 from ..launch import own_cores, refuse
 from ..models.face_mae import FaceMAE
 from ..open_embedder import open_embedder
@@ -41,13 +41,12 @@ from ..release.audit import CARD
 from ..release.card import draw_card
 from ..release.check import SAMPLES
 from ..release.chunk_files import ChunkFiles, EncodedChunk
-from ..release.layouts import MOST_RECORDS, ReleaseWriter
+from ..release.layouts import MOST_RECORDS, ReleaseWriter, name_digits
 from ..release.manifest import check_manifest, describe_config, flat, left_out_strings, manifest_text, versions
 from ..release.originals import OriginalsCheck, summarise
 from ..release.plan import ReleasePlan
 from .chunk_test_loop import ChunkTestLoop
 
-LINKS = 'links.csv'
 SKIPPED = 'skipped.csv'
 LOG = 'export.log'
 
@@ -375,10 +374,8 @@ class ReconstructionExportHook(Hook):
         folder, content = self._folder, self.partial / 'release'
         shutil.rmtree(content, ignore_errors=True)
         content.mkdir()
-        digits = max(6, len(str(len(self.plan.dataset.identities))), len(str(np.bincount(self.plan.labels).max())))
-        writer = ReleaseWriter(
-            content, self.layout, FORMATS[self.image_format][0], self.model.output_size, digits, self.shard_size
-        )
+        digits, extension = name_digits(self.plan.labels), FORMATS[self.image_format][0]
+        writer = ReleaseWriter(content, self.layout, extension, self.model.output_size, digits, self.shard_size)
         skipped: list[tuple[str, str]] = []
         sheet: dict[int, bytes] = {}
         closeness: list[np.ndarray] = []

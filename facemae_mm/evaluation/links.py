@@ -7,6 +7,9 @@ from sys import intern
 
 from ..datasets.face_source import IMAGE_EXTENSIONS
 
+#: What an export calls the table.
+LINKS = 'links.csv'
+
 LINK_COLUMNS = ('released_path', 'released_label', 'source_key', 'source_label')
 
 

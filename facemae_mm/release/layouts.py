@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
+
 from ..datasets.recordio import RecordWriter
 from ..datasets.release_source import FOLDERS, RECORDS
 from ..datasets.resumable import sha256_file
@@ -15,6 +17,12 @@ RECORD_FILES = ('train.rec', 'train.idx', 'property')
 
 #: Images of a `train.rec` that its header, two float32, can count.
 MOST_RECORDS = 1 << 24
+
+
+def name_digits(labels: np.ndarray) -> int:
+    """Digits of the numbers in names: six, or as many as the largest needs; `labels` (N,) of all faces."""
+    counts = np.bincount(labels)
+    return max(6, len(str(len(counts))), len(str(counts.max())))
 
 
 class FolderShard:
