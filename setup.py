@@ -36,6 +36,7 @@ REQUIRES = [
     'opencv-python',
     'simplejpeg>=1.8',
     'matplotlib>=3.8',
+    'scikit-image>=0.22',
     'jinja2>=3.1',
     'tqdm',
     'tensorboard>=2.15',
