@@ -25,3 +25,10 @@ model = dict(
     )
 )
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
+param_scheduler = [  # again: a base reads its own epochs
+    dict(type='LinearLR', start_factor=1e-2, begin=0, end=1, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR', T_max=epochs - 1, eta_min=1e-5, begin=1, end=epochs, convert_to_iter_based=True
+    ),
+]
+train_cfg = dict(max_epochs=epochs)
