@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from .. import __version__
 from ..datasets import FaceDistortion, FaceMask, LoadFace
 from ..datasets.face_source import FaceSource
 from ..datasets.landmarks import read_landmarks
@@ -84,7 +84,7 @@ def distort_faces(
             images=len(source),
             identities=len(writer.images_by_identity),
             own_landmarks=None if landmarks is None else int((~np.isnan(landmarks).any((1, 2))).sum()),
-            versions={name: metadata.version(name) for name in ('facemae_mm', 'numpy', 'opencv-python')},
+            versions=dict(facemae_mm=__version__, numpy=np.__version__, opencv=cv2.__version__),
             sha256=writer.shards[0]['sha256'],
         )
         (content / INFO).write_text(json.dumps(info, indent=1) + '\n', encoding='utf-8')
