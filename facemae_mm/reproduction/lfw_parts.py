@@ -99,7 +99,8 @@ def split_lfw(faces: Path, pairs: Path, split: Config, out: Path) -> dict[str, t
     Raises:
         FileExistsError: `out` is there.
         FileNotFoundError: No faces, no list.
-        ValueError: Not LFW, or a disk that is full.
+        OSError: They cannot be copied.
+        ValueError: Not LFW.
     """
     if out.exists():
         raise FileExistsError(f'{out} exists already. Name another folder, or delete it.')

@@ -9,7 +9,7 @@ from .stage import Stage
 PEOPLE = dict(deploy=508, deploy_w=774, deploy_sub1=381, deploy_sub2=393)
 
 #: Recognisers of `configs/mini`, and how many faces a second each trains on one core.
-RECOGNISERS = dict(r18=104, r50=68, r100=40, mbf=40, vit=60)
+RECOGNISERS = dict(r18=104, r50=68, r100=40, mbf=40, vit=60, domain_mixup=90)
 IMAGES = dict(deploy=2843, deploy_w=4061, deploy_sub1=1972, deploy_sub2=2089)
 
 
@@ -103,9 +103,36 @@ class Miniature:
         options = dict(deploy_faces=self.faces(part), release_dir='{out}/release', seed=masks, **options)
         return self._add(name, f'reconstructions by {model}, masks {masks}', words, options, 'release', 'release', 45)
 
+    def distorted(self, kind: str, seed: int = 0) -> str:
+        """Faces of C → distorted ones: 'masked', 'blur', 'noise', 'pixelate' or 'parts'."""
+        words = ['tools/distort_faces.py', self.faces('deploy'), '{out}/release', '--kind', kind, '--seed', str(seed)]
+        words += ['--workers', '0']
+        name = f'release.{kind}.m{seed}'
+        return self._add(name, f'{kind} faces, seed {seed}', words, {}, 'release', 'release', 30)
+
+    def gan(self) -> str:
+        """W → the generator of SynFace's rows."""
+        options = dict(train_faces=self.faces('train'), phi_cache='{out}/phi_features', seed=0)
+        return self._train('gan', 'identity-conditional GAN on W', 'gan', options, 2000)
+
+    def synthetic(self, identity_mixup: bool, seed: int) -> str:
+        """The generator → as many faces as C has, of people who do not exist (or, without mixup, of W's)."""
+        words = ['tools/test.py', 'configs/mini/synthesise.py', f'{{{self.gan()}}}', '--work-dir', '{out}']
+        options = dict(
+            train_faces=self.faces('train'),
+            like_faces=self.faces('deploy'),
+            synthetic_dir='{out}/release',
+            identity_mixup=identity_mixup,
+            seed=seed,
+        )
+        name = f'release.gan{".mixup" if identity_mixup else ""}.s{seed}'
+        return self._add(name, f'synthetic faces, seed {seed}', words, options, 'release', 'release', 120)
+
     def recogniser(self, faces: str, label: str, seed: int, network: str = 'r18', part: str = 'deploy') -> str:
-        """Faces → a recogniser trained on them, from scratch."""
+        """Faces → a recogniser trained on them, from scratch; 'domain_mixup' blends them with real ones of W."""
         options = dict(recognition_faces=faces, num_classes=PEOPLE[part], seed=seed)
+        if network == 'domain_mixup':
+            options['real_faces'] = self.faces('train')
         title = f'{network} on {label}, seed {seed}'
         seconds = 10 * IMAGES[part] / RECOGNISERS[network] + 20
         return self._train(f'{network}.{label}.s{seed}', title, f'arcface_{network}', options, seconds)
@@ -119,7 +146,8 @@ class Miniature:
             verification_pairs=f'{{{self.parts()}}}/pairs.csv',
             answers='{out}/answers.csv',
         )
-        return self._add(f'verify.{recogniser}', f'accuracy of {recogniser}', words, options, None, 'verification', 40)
+        name, title = f'verify.{recogniser}', f'accuracy of {recogniser}'
+        return self._add(name, title, words, options, 'metrics.json', 'verification', 40)
 
     def utility(self, faces: str, label: str, seed: int, network: str = 'r18', part: str = 'deploy') -> str:
         """Faces → the accuracy of a recogniser trained on them."""
@@ -164,3 +192,21 @@ class Miniature:
             break
         words += ['--only', *only]
         return self._add(f'audit.{label}', f'leakage of {label}', words, options, None, 'audit', 240)
+
+    def _judged(self) -> tuple[str, list[str]]:
+        """The first judge, as a command names it, and its flags."""
+        return next(iter(self.judges().values()))
+
+    def feature_map(self, sets: Mapping[str, str], accuracies: Mapping[str, str]) -> str:
+        """Sets of faces by name, and stages with their accuracies → Figure 1."""
+        embedder, flags = self._judged()
+        words = ['tools/feature_map.py', *(f'{name}={faces}' for name, faces in sets.items())]
+        words += ['--embedder', embedder, *flags, '--out', '{out}', '--accuracy']
+        words += [f'{name}={{{stage}}}' for name, stage in accuracies.items()]
+        return self._add('fig1', 'Figure 1: sets in the space of a judge', words, {}, None, 'feature_map', 400)
+
+    def compare_faces(self, sets: Mapping[str, str]) -> str:
+        """Releases by name → Figure 4."""
+        words = ['tools/compare_faces.py', *(f'{name}={faces}' for name, faces in sets.items())]
+        words += ['--originals', self.faces('deploy'), '--out', '{out}']
+        return self._add('fig4', 'Figure 4: faces side by side', words, {}, None, 'compare_faces', 120)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..datasets.face_source import open_faces
 from ..json_file import read_json
+from .lfw_parts import PAIRS
 
 _REMEDY = 'Delete its folder, and the same command makes it anew.'
 _DIGITS = 5
@@ -38,8 +39,11 @@ def _training(folder: Path, inputs: Mapping[str, Path]) -> dict:
 
 
 def _parts(folder: Path, inputs: Mapping[str, Path]) -> dict:
-    """People and images of every part."""
-    found = {}
+    """People and images of every part; the people of each pair, as numbers."""
+    with (folder / 'parts' / PAIRS).open(newline='', encoding='utf-8') as file:
+        pairs = [[row[key].partition('/')[0] for key in ('key1', 'key2')] for row in csv.DictReader(file)]
+    number = {name: i for i, name in enumerate(sorted({name for pair in pairs for name in pair}))}
+    found = dict(pairs=[[number[name] for name in pair] for pair in pairs])
     for part in sorted((folder / 'parts').iterdir()):
         if part.is_dir():
             source = open_faces(part)

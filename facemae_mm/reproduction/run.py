@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -87,10 +88,13 @@ def _run_all(store: Store, todo: list[Stage], jobs: int, say: Callable[[str], No
                     stage = store.stages[waiting.pop(0)]
                     if failed.keys() & set(stage.inputs):
                         failed[stage.name] = 'an input failed'
-                        order.done(stage.name)
-                        waiting += order.get_ready()
+                    elif _is_done(store, stage):  # an input that was made anew is as before
+                        left -= stage.seconds
+                    else:
+                        running[pool.submit(_run_stage, store, stage, processes, say)] = stage
                         continue
-                    running[pool.submit(_run_stage, store, stage, processes, say)] = stage
+                    order.done(stage.name)
+                    waiting += order.get_ready()
                 for future in wait(running, return_when=FIRST_COMPLETED)[0] if running else ():
                     stage = running.pop(future)
                     try:
@@ -120,6 +124,10 @@ def _run_all(store: Store, todo: list[Stage], jobs: int, say: Callable[[str], No
         )
 
 
+def _is_done(store: Store, stage: Stage) -> bool:
+    return store.record(stage) is not None and (stage.output is None or store.has_output(stage))
+
+
 def _run_stage(store: Store, stage: Stage, processes: set[subprocess.Popen], say: Callable[[str], None]) -> float:
     folder = store.folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +142,9 @@ def _run_stage(store: Store, stage: Stage, processes: set[subprocess.Popen], say
             raise StageError(
                 f'{folder} is still at work for a run that was ended. Wait for that process, or end it.'
             ) from None
+        if stage.output != 'checkpoint' and store.has_output(stage):  # its numbers were lost
+            for name in (stage.output, f'{stage.output}.private'):
+                shutil.rmtree(folder / name, ignore_errors=True)
         print(f'\n$ {shlex.join(["python", *command])}', file=log, flush=True)
         process = subprocess.Popen(
             [sys.executable, *command],

@@ -53,6 +53,10 @@ class Stage:
         """The command with its references filled in."""
         return [REFERENCE.sub(lambda match: places[match[1]], word) for word in self.command]
 
+    def recipe(self) -> dict | None:
+        """The recipe among its words, with the command's options applied; None where there is none."""
+        return _recipe(self.command)
+
     def key(self, digests: Mapping[str, str]) -> str:
         """SHA-256 of all that the result depends on: words, resolved recipe, inputs' content, versions, device.
 

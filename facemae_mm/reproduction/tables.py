@@ -1,6 +1,6 @@
 """The paper's tables: rows, the paper's numbers, and the stages from which each cell of ours comes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .miniature import Miniature
@@ -77,6 +77,7 @@ class Cells:
         links: bool = True,
         separate: bool = True,
         audit: bool = False,
+        imitations: Mapping[str, str] | None = None,
     ) -> tuple[Run, ...]:
         """A run a seed; `faces` gives the words for a seed's faces, and their label."""
         runs = []
@@ -84,7 +85,7 @@ class Cells:
             words, label = faces(seed)
             verify = self.graph.utility(words, label, seed, network, part)
             separation = self.graph.separation(words, label, links) if separate else {}
-            leak = self.graph.audit(words, label, part=part) if audit and seed == 0 else None
+            leak = self.graph.audit(words, label, imitations, part) if audit and seed == 0 else None
             runs.append(Run(verify, separation, leak))
         return tuple(runs)
 
@@ -100,24 +101,91 @@ class Cells:
         part: str = 'deploy',
         masks: int | None = None,
         audit: bool = False,
+        imitations: Mapping[str, str] | None = None,
         **options: float | str,
     ) -> tuple[Run, ...]:
         """Faces reconstructed by the model that each seed gives; masks by the seed too, unless they are given."""
 
+        def release(seed: int) -> str:
+            return self.graph.release(model(seed), seed if masks is None else masks, part, **options)
+
+        return self.faces_of(release, network, part, audit=audit, imitations=imitations)
+
+    def faces_of(
+        self,
+        release: Callable[[int], str],
+        network: str = 'r18',
+        part: str = 'deploy',
+        links: bool = True,
+        audit: bool = False,
+        imitations: Mapping[str, str] | None = None,
+    ) -> tuple[Run, ...]:
+        """Faces that the stage of each seed gives."""
+
         def faces(seed: int) -> tuple[str, str]:
-            release = self.graph.release(model(seed), seed if masks is None else masks, part, **options)
-            return f'{{{release}}}', release.removeprefix('release.')
+            name = release(seed)
+            return f'{{{name}}}', name.removeprefix('release.')
 
-        return self._runs(faces, network, part, separate=network == 'r18', audit=audit)
+        return self._runs(faces, network, part, links, network in ('r18', 'domain_mixup'), audit, imitations)
 
-    def facemae(self, network: str = 'r18', audit: bool = False) -> tuple[Run, ...]:
-        """The paper's model: a training, masks and a recogniser a seed."""
-        return self.released(self.graph.facemae, network, audit=audit)
+    def facemae(self, network: str = 'r18') -> tuple[Run, ...]:
+        """The paper's model: a training, masks and a recogniser a seed; audited with attackers who imitate it."""
+        made = {'MAE': self.graph.mae(0), 'FaceMAE': self.graph.facemae(0)}
+        imitations = {name: f'{{{self.graph.release(model, 1)}}}' for name, model in made.items()}
+        return self.released(self.graph.facemae, network, audit=network == 'r18', imitations=imitations)
 
     def varied(self, part: str = 'train', deploy: str = 'deploy', **options: float | str) -> tuple[Run, ...]:
         """Another training of FaceMAE, once, deployed at its own masks."""
         masking = {key: value for key, value in options.items() if key.startswith('mask_')}
         return self.released(lambda seed: self.graph.facemae(0, part, **options), part=deploy, **masking)
+
+
+def table1(cells: Cells) -> Table:
+    """Methods."""
+    graph = cells.graph
+
+    def distorted(kind: str) -> tuple[Run, ...]:
+        seeded = kind in ('masked', 'noise')
+        return cells.faces_of(lambda seed: graph.distorted(kind, seed if seeded else 0), audit=True)
+
+    def synthetic(identity_mixup: bool, network: str = 'r18') -> tuple[Run, ...]:
+        return cells.faces_of(lambda seed: graph.synthetic(identity_mixup, seed), network, links=False)
+
+    faces = 'faces and recogniser, one generator'
+    rows = dict(
+        original=Row('original', None, cells.original(), RECOGNISER),
+        original_r50=Row('original, R50', (99.35, 94.38, 94.73), cells.original('r50'), RECOGNISER),
+        synface=Row('GAN, people of W', None, synthetic(False), faces),
+        synface_im=Row('SynFace: identity mixup', (88.98, 76.23, 72.17), synthetic(True), faces),
+        synface_dm=Row(
+            'SynFace: identity and domain mixup',
+            None,
+            synthetic(True, 'domain_mixup'),
+            faces,
+            'with 77 real people of W',
+        ),
+        parts=Row('parts of faces (FaceCrowd)', (83.58, None, None), distorted('parts'), RECOGNISER),
+        blur=Row('blur', None, distorted('blur'), RECOGNISER),
+        noise=Row('noise', None, distorted('noise'), 'noise and recogniser'),
+        pixelate=Row('pixelation', None, distorted('pixelate'), RECOGNISER),
+        masked=Row('75 % masked', (95.23, 79.02, 74.13), distorted('masked'), MASKS),
+        mae=Row('MAE', (97.62, 87.14, 85.68), cells.released(graph.mae, audit=True), ALL),
+        mae_pasted=Row(
+            'MAE, visible patches pasted',
+            None,
+            cells.released(graph.mae, audit=True, paste_visible=True),
+            ALL,
+            '25 % real pixels',
+        ),
+        facemae_r18=Row('FaceMAE, R18', (98.56, 89.31, 89.13), cells.facemae(), ALL),
+        facemae_r50=Row('FaceMAE, R50', (99.23, 90.80, 90.25), cells.facemae('r50'), ALL),
+    )
+    return Table(
+        'table1',
+        'Methods',
+        rows,
+        'Recognisers are R18 where nothing else stands; the paper has R50 but for FaceCrowd.',
+    )
 
 
 def table2(cells: Cells) -> Table:
@@ -128,7 +196,7 @@ def table2(cells: Cells) -> Table:
         mse=Row('MSE (plain MAE)', (97.62, 86.14, 85.68), cells.released(graph.mae, audit=True), ALL),
         im=Row('IM', (98.93, 89.69, 89.78), cells.varied(rm_weight=0.0), MASKS),
         rm=Row('RM', (98.92, 87.10, 86.68), cells.varied(im_weight=0.0), MASKS),
-        im_rm=Row('IM + RM', (99.23, 90.80, 90.25), cells.facemae(audit=True), ALL),
+        im_rm=Row('IM + RM', (99.23, 90.80, 90.25), cells.facemae(), ALL),
         all=Row('MSE + IM + RM', (99.13, 90.51, 90.19), cells.varied(mse_weight=1.0), MASKS),
     )
     return Table('table2', 'Loss', rows, 'The order of IM and RM alone in the paper is likely, not certain.')
@@ -238,7 +306,47 @@ def table8(cells: Cells) -> Table:
 
 
 TABLES: dict[str, Callable[[Cells], Table]] = dict(
-    table2=table2, table3=table3, table4=table4, table5=table5, table6=table6, table7=table7, table8=table8
+    table1=table1,
+    table2=table2,
+    table3=table3,
+    table4=table4,
+    table5=table5,
+    table6=table6,
+    table7=table7,
+    table8=table8,
+)
+
+
+def figure1(cells: Cells) -> str:
+    """The stage of Figure 1: the paper's five kinds of faces, of the first seed."""
+    graph, tables = cells.graph, table1(cells)
+    sets = dict(
+        original=graph.faces('deploy'),
+        masked=f'{{{graph.distorted("masked")}}}',
+        synface=f'{{{graph.synthetic(True, 0)}}}',
+        mae=f'{{{graph.release(graph.mae(0), 0)}}}',
+        facemae=f'{{{graph.release(graph.facemae(0), 0)}}}',
+    )
+    rows = dict(original='original', masked='masked', synface='synface_im', mae='mae', facemae='facemae_r18')
+    return graph.feature_map(sets, {name: tables.rows[row].runs[0].verify for name, row in rows.items()})
+
+
+def figure3(cells: Cells) -> list[str]:
+    """The stages of Figures 3 and 5: audits of MAE's and of FaceMAE's release."""
+    rows = table2(cells).rows
+    return [run.audit for key in ('mse', 'im_rm') for run in rows[key].runs if run.audit]
+
+
+def figure4(cells: Cells) -> str:
+    """The stage of Figure 4."""
+    graph = cells.graph
+    models = dict(mae=graph.mae(0), facemae=graph.facemae(0))
+    return graph.compare_faces({name: f'{{{graph.release(model, 0)}}}' for name, model in models.items()})
+
+
+#: Stages of each figure.
+FIGURES: dict[str, Callable[[Cells], list[str]]] = dict(
+    fig1=lambda cells: [figure1(cells)], fig3=figure3, fig4=lambda cells: [figure4(cells)], fig5=figure3
 )
 
 

@@ -1,0 +1,99 @@
+"""Charts of the page, as SVG without dates, so that the same numbers give the same files."""
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
+
+from .measures import Measured
+
+#: Okabe and Ito's colours, which people tell apart whatever their sight.
+COLOURS = dict(
+    original='#000000', mae='#0072B2', facemae='#D55E00', imitation='#009E73', other='#CC79A7', chance='#888888'
+)
+
+
+@contextmanager
+def _svg(path: Path, size: tuple[float, float]):
+    """A figure that is written when the block ends."""
+    with matplotlib.rc_context({'svg.hashsalt': 'facemae', 'font.size': 9, 'svg.fonttype': 'none'}):
+        figure = Figure(figsize=size, layout='constrained')
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata=dict(Date=None))
+
+
+def draw_leakage(path: Path, mae: Mapping, facemae: Mapping) -> None:
+    """Figures 3 and 5: top-K retrieval accuracy against the number of identities, a panel a K.
+
+    Args:
+        path: SVG to write.
+        mae: An attacker's part of the audit of MAE's release.
+        facemae: Of FaceMAE's, with the imitations.
+    """
+    curves = [
+        ('Org. → Org.', facemae, 'original_original', 'with', COLOURS['original'], '-'),
+        ('Org. → FaceMAE', facemae, 'original_released', 'with', COLOURS['facemae'], '-'),
+        ('Org. → FaceMAE, other photos', facemae, 'original_released', 'without', COLOURS['facemae'], '--'),
+        ('Org. → MAE', mae, 'original_released', 'with', COLOURS['mae'], '-'),
+        ('Org. → MAE, other photos', mae, 'original_released', 'without', COLOURS['mae'], '--'),
+        ('MAE → FaceMAE', facemae, 'imitation:MAE', 'with', COLOURS['imitation'], '-'),
+        ('FaceMAE, other masks → FaceMAE', facemae, 'imitation:FaceMAE', 'with', COLOURS['other'], '-'),
+    ]
+    with _svg(path, (10, 4.4)) as figure:
+        panels = figure.subplots(1, 3, sharey=True)
+        for panel, k in zip(panels, '234', strict=True):
+            for label, about, pairing, mode, colour, style in curves:
+                points = [p for p in about['leakage'].get(pairing, {}).get('points', []) if p.get(mode)]
+                if points:
+                    counts = [point['identities'] for point in points]
+                    rate, low, high = zip(*(point[mode][k] for point in points), strict=True)
+                    panel.plot(counts, rate, style, color=colour, marker='.', label=label)
+                    panel.fill_between(counts, low, high, color=colour, alpha=0.12, linewidth=0)
+            points = facemae['leakage']['original_released']['points']
+            chance = [point['chance_with'][k] for point in points]
+            panel.plot([p['identities'] for p in points], chance, ':', color=COLOURS['chance'], label='chance')
+            panel.set(title=f'K = {k}', xlabel='identities', xscale='log', ylim=(0, 1.02))
+            panel.set_xticks([point['identities'] for point in points])
+            panel.xaxis.set_major_formatter(ScalarFormatter())
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.yaxis.set_major_formatter(PercentFormatter(1))
+            panel.grid(alpha=0.3)
+        panels[0].set_ylabel('photos that find their person')
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False)
+
+
+def draw_trade_off(path: Path, rows: Mapping[str, tuple[Measured, Mapping]], judge: str) -> None:
+    """Utility against leakage, a point a row.
+
+    Args:
+        path: SVG to write.
+        rows: By label, separation and audit.
+        judge: Who measured the separation.
+    """
+    with _svg(path, (7.2, 4.8)) as figure:
+        panel = figure.subplots()
+        for number, (label, (separation, audit)) in enumerate(rows.items()):
+            rates = [
+                about['leakage']['original_released']['points'][-1]['without']['2']
+                for about in audit['attackers'].values()
+            ]
+            rate, low, high = max(rates)
+            x = ([max(rate - low, 0)], [max(high - rate, 0)])
+            y = ([max(separation.mean - separation.low, 0)], [max(separation.high - separation.mean, 0)])
+            colour = list(COLOURS.values())[number % 5]
+            marker = 'osD^vPX*'[number % 8]
+            panel.errorbar(
+                rate, separation.mean, xerr=x, yerr=y, fmt=marker, color=colour, capsize=2, label=label, markersize=5
+            )
+        panel.set(
+            xlabel='leakage at K = 2, other photos of the person (less is better)',
+            ylabel=f'separation of people, AUC under {judge} (more is better)',
+        )
+        panel.xaxis.set_major_formatter(PercentFormatter(1))
+        panel.grid(alpha=0.3)
+        figure.legend(loc='outside right upper', frameon=False)

@@ -1,0 +1,395 @@
+"""Every sentence of the paper that compares two numbers, by name, held against ours."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .measures import Measured, Measures, difference
+from .tables import Row, Table
+
+HOLDS, FAILS, OPEN, NOT_RUN = 'holds', 'does not hold', 'not decided at this size', 'not run'
+
+#: Differences of less are called none, where the paper says that something does not matter.
+NEGLIGIBLE = 0.02
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one measure says of one comparison.
+
+    Attributes:
+        measure: 'accuracy', or 'separation (judge)', or 'leakage (attacker)'.
+        verdict: HOLDS, FAILS, OPEN or NOT_RUN.
+        figures: The numbers, for people.
+    """
+
+    measure: str
+    verdict: str
+    figures: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper.
+
+    Attributes:
+        name: Short.
+        sentence: What the paper says, in its words where they are short.
+        place: Where.
+        check: Reads the verdicts off the tables.
+    """
+
+    name: str
+    sentence: str
+    place: str
+    check: Callable[['Evidence'], list[Verdict]]
+
+
+class Evidence:
+    """Cells by table and row, as claims ask for them.
+
+    Args:
+        measures: Of the cells.
+        tables: By name.
+        judges: Names of the embedders that training never saw.
+    """
+
+    def __init__(self, measures: Measures, tables: dict[str, Table], judges: Sequence[str]) -> None:
+        self.measures = measures
+        self.tables = tables
+        self.judges = list(judges)
+
+    def row(self, place: str) -> Row | None:
+        """Of 'table.row'; None where the table is not shown."""
+        table, _, row = place.partition('.')
+        return self.tables[table].rows.get(row) if table in self.tables else None
+
+    def _pair(self, a: str, b: str, measure: Callable[[Row, int | None], Measured | None]) -> Measured | None:
+        """a − b over the runs that both have."""
+        rows = self.row(a), self.row(b)
+        if None in rows:
+            return None
+        found = [measure(row, None) for row in rows]
+        if None in found:
+            return None
+        runs = min(one.runs for one in found)
+        return difference(*(measure(row, runs) for row in rows))
+
+    def differences(self, a: str, b: str) -> dict[str, Measured | None]:
+        """a − b by every measure of utility, paired."""
+        found = {'accuracy': self._pair(a, b, self.measures.accuracy)}
+        for judge in self.judges:
+            measure = lambda row, runs, judge=judge: self.measures.separation(row, judge, runs)  # noqa: E731
+            found[f'separation ({judge})'] = self._pair(a, b, measure)
+        return found
+
+
+def _points(value: Measured) -> str:
+    return f'{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]'
+
+
+def _above(a: str, b: str, margin: float = 0.0) -> Callable[[Evidence], list[Verdict]]:
+    """a is above b by more than a margin."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        found = []
+        for measure, value in evidence.differences(a, b).items():
+            if value is None:
+                found.append(Verdict(measure, NOT_RUN, f'{a} − {b}'))
+                continue
+            verdict = HOLDS if value.low > margin else FAILS if value.high < margin else OPEN
+            found.append(Verdict(measure, verdict, f'{a} − {b}: {_points(value)} points, {value.runs} runs'))
+        return found
+
+    return check
+
+
+def _not_below(a: str, b: str) -> Callable[[Evidence], list[Verdict]]:
+    """a is not below b by more than what is negligible."""
+    return _above(a, b, -NEGLIGIBLE)
+
+
+def _same(a: str, b: str) -> Callable[[Evidence], list[Verdict]]:
+    """a and b differ by less than what is negligible."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        found = []
+        for measure, value in evidence.differences(a, b).items():
+            if value is None:
+                found.append(Verdict(measure, NOT_RUN, f'{a} − {b}'))
+                continue
+            inside = -NEGLIGIBLE < value.low and value.high < NEGLIGIBLE
+            outside = value.low > NEGLIGIBLE or value.high < -NEGLIGIBLE
+            verdict = HOLDS if inside else FAILS if outside else OPEN
+            found.append(Verdict(measure, verdict, f'{a} − {b}: {_points(value)} points, {value.runs} runs'))
+        return found
+
+    return check
+
+
+def _all(*checks: Callable[[Evidence], list[Verdict]]) -> Callable[[Evidence], list[Verdict]]:
+    """Every one of several comparisons."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        by_measure: dict[str, list[Verdict]] = {}
+        for verdict in (verdict for one in checks for verdict in one(evidence)):
+            by_measure.setdefault(verdict.measure, []).append(verdict)
+        return [
+            Verdict(measure, worst([verdict.verdict for verdict in found]), '; '.join(v.figures for v in found))
+            for measure, found in by_measure.items()
+        ]
+
+    return check
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """Of several comparisons: one that fails decides, then one that is open."""
+    return next((one for one in (FAILS, OPEN, NOT_RUN) if one in verdicts), HOLDS)
+
+
+def _error_halved(ours: str, others: Sequence[str]) -> Callable[[Evidence], list[Verdict]]:
+    """The error of ours is at most half of that of the best of others."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        rows = {place: evidence.row(place) for place in (ours, *others)}
+        found = {place: evidence.measures.accuracy(row) for place, row in rows.items() if row and row.runs}
+        found = {place: value for place, value in found.items() if value is not None}
+        if ours not in found or len(found) < 2:
+            return [Verdict('accuracy', NOT_RUN, '')]
+        best = max((place for place in found if place != ours), key=lambda place: found[place].mean)
+        runs = min(found[ours].runs, found[best].runs)
+        a, b = (evidence.measures.accuracy(rows[place], runs) for place in (ours, best))
+        ratios = sorted((1 - a.resampled) / (1 - b.resampled))
+        low, high = ratios[int(0.025 * len(ratios))], ratios[int(0.975 * len(ratios))]
+        ratio = (1 - a.mean) / (1 - b.mean)
+        verdict = HOLDS if high <= 0.5 else FAILS if low > 0.5 else OPEN
+        return [
+            Verdict('accuracy', verdict, f'error {ratio:.2f} [{low:.2f}, {high:.2f}] of that of {best}, {runs} runs')
+        ]
+
+    return check
+
+
+def _sharper(low: str, middle: str, high: str) -> Callable[[Evidence], list[Verdict]]:
+    """From low to middle utility falls less than from middle to high, and there it falls."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        found = []
+        first, second = evidence.differences(low, middle), evidence.differences(middle, high)
+        for measure, a in first.items():
+            b = second[measure]
+            if a is None or b is None or a.runs != b.runs:
+                found.append(Verdict(measure, NOT_RUN, ''))
+                continue
+            more = difference(b, a)
+            verdict = HOLDS if more.low > 0 and b.low > 0 else FAILS if more.high < 0 or b.high < 0 else OPEN
+            figures = f'{low} − {middle}: {_points(a)}; {middle} − {high}: {_points(b)} points, {a.runs} runs'
+            found.append(Verdict(measure, verdict, figures))
+        return found
+
+    return check
+
+
+def _rates(evidence: Evidence, place: str, pairing: str, mode: str) -> dict[str, list[tuple[int, list[float]]]]:
+    """Leakage at K = 2 by attacker, at every number of identities: (N, [rate, low, high])."""
+    row = evidence.row(place)
+    audit = row and evidence.measures.leakage(row)
+    found = {}
+    for attacker, about in (audit or {'attackers': {}})['attackers'].items():
+        points = about['leakage'].get(pairing, {}).get('points', [])
+        rates = [(point['identities'], point[mode]['2']) for point in points if point.get(mode)]
+        if rates:
+            found[f'leakage ({attacker})'] = rates
+    return found
+
+
+def _percent(rate: Sequence[float]) -> str:
+    return f'{100 * rate[0]:.1f} [{100 * rate[1]:.1f}, {100 * rate[2]:.1f}] %'
+
+
+def _leaks_less(a: tuple[str, str, str], b: tuple[str, str, str]) -> Callable[[Evidence], list[Verdict]]:
+    """At the largest number of identities a curve (row, pairing, with/without) lies under another; unpaired."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        first, second = _rates(evidence, *a), _rates(evidence, *b)
+        verdicts = []
+        for attacker in first.keys() & second.keys():
+            x, y = first[attacker][-1][1], second[attacker][-1][1]
+            verdict = HOLDS if x[2] < y[1] else FAILS if x[1] > y[2] else OPEN
+            figures = f'{a[0]} {a[1]} ({a[2]}) {_percent(x)}, {b[0]} {b[1]} ({b[2]}) {_percent(y)}'
+            verdicts.append(Verdict(attacker, verdict, figures))
+        return sorted(verdicts, key=lambda verdict: verdict.measure) or [Verdict('leakage', NOT_RUN, '')]
+
+    return check
+
+
+def _leakage_cut(place: str, points: float) -> Callable[[Evidence], list[Verdict]]:
+    """Original→Original minus Original→released, at equal galleries, is so many points or more at the largest N."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        row = evidence.row(place)
+        audit = row and evidence.measures.leakage(row)
+        verdicts = []
+        for attacker, about in (audit or {'attackers': {}})['attackers'].items():
+            last = about['difference']['points'][-1]
+            for mode in ('without', 'with'):
+                rate = (last.get(mode) or {}).get('2')
+                if rate:
+                    verdict = HOLDS if rate[1] >= points else FAILS if rate[2] < points else OPEN
+                    figures = f'{_percent(rate)} less, {mode} the source, {last["identities"]} identities'
+                    verdicts.append(Verdict(f'leakage ({attacker})', verdict, figures))
+        return verdicts or [Verdict('leakage', NOT_RUN, '')]
+
+    return check
+
+
+def _falls_more(place: str) -> Callable[[Evidence], list[Verdict]]:
+    """Original→released falls by a larger share with the number of identities than Original→Original."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        verdicts = []
+        kept = _rates(evidence, place, 'original_original', 'without') or _rates(
+            evidence, place, 'original_original', 'with'
+        )
+        released = _rates(evidence, place, 'original_released', 'without')
+        for attacker in kept.keys() & released.keys():
+            shares = []
+            for rates in (released[attacker], kept[attacker]):
+                (few, first), (many, last) = rates[0], rates[-1]
+                shares.append((1 - last[0] / first[0], 1 - last[2] / first[1], 1 - last[1] / first[2]))
+            (a, a_low, a_high), (b, b_low, b_high) = shares
+            verdict = HOLDS if a_low > b_high else FAILS if a_high < b_low else OPEN
+            figures = f'from {few} to {many} identities the released loses {a:.0%} of its rate, the original {b:.0%}'
+            verdicts.append(Verdict(attacker, verdict, figures))
+        return verdicts or [Verdict('leakage', NOT_RUN, '')]
+
+    return check
+
+
+MAE, OURS = 'table2.mse', 'table2.im_rm'
+RELEASED, ORIGINAL = 'original_released', 'original_original'
+SYNFACE = ('table1.synface', 'table1.synface_im', 'table1.synface_dm')
+
+CLAIMS = (
+    Claim(
+        'half the error of SynFace',
+        'The error rate is reduced at least 50 % compared to SynFace.',
+        'Table 1',
+        _error_halved('table1.facemae_r18', SYNFACE),
+    ),
+    Claim(
+        'order of the methods',
+        'FaceMAE serves better than MAE, MAE than 75 % masked faces, these than parts of faces.',
+        'Table 1',
+        _all(
+            _above('table1.facemae_r18', 'table1.mae'),
+            _above('table1.mae', 'table1.masked'),
+            _above('table1.masked', 'table1.parts'),
+        ),
+    ),
+    Claim(
+        'IM and RM together',
+        'The best results are achieved when jointly using IM and RM.',
+        'Table 2',
+        _all(_not_below(OURS, 'table2.im'), _not_below(OURS, 'table2.rm')),
+    ),
+    Claim(
+        'IM or RM alone beats MSE',
+        'Either alone brings non-trivial improvement over MSE.',
+        'Table 2',
+        _all(_above('table2.im', MAE), _above('table2.rm', MAE)),
+    ),
+    Claim('MSE does not help', 'Adding MSE cannot further improve.', 'Table 2', _not_below(OURS, 'table2.all')),
+    Claim(
+        'mask ratio',
+        'From 30 to 75 % performance degrades slightly, at 90 % obviously.',
+        'Table 3',
+        _sharper('table3.r30%', 'table3.r75%', 'table3.r90%'),
+    ),
+    Claim(
+        'a larger deployment set',
+        'Deploying on a larger dataset gives better verification.',
+        'Table 4',
+        _above('table4.c_w', 'table4.w_c'),
+    ),
+    Claim(
+        'identity overlap',
+        'It generalises no matter whether identities overlap.',
+        'Table 4',
+        _same('table4.overlap', 'table4.w_c'),
+    ),
+    Claim('deeper recognisers', 'R100 outperforms R18.', 'Table 5', _above('table5.r100', 'table5.r18')),
+    Claim(
+        'β up to 1',
+        'Performance increases monotonically when β rises from 0.1 to 1.',
+        'Table 6',
+        _all(_above('table6.b0.5', 'table6.b0.1'), _above('table6.b1', 'table6.b0.5')),
+    ),
+    Claim('β = 10', 'At β = 10 performance degrades significantly.', 'Table 6', _above('table6.b1', 'table6.b10')),
+    Claim(
+        'mask seed',
+        'Changing the random seed has very little influence.',
+        'Table 7',
+        _same('table7.seed0', 'table7.seed1'),
+    ),
+    Claim(
+        'eyes and mouth',
+        'Masking eyes or mouth consistently degrades.',
+        'Table 7',
+        _all(_above('table7.seed0', 'table7.eyes'), _above('table7.seed0', 'table7.mouth')),
+    ),
+    Claim(
+        'fewer masks at deployment',
+        'It performs better on 30 % and 50 % masked faces.',
+        'Table 8',
+        _all(_above('table8.r30%', 'table8.r75%'), _above('table8.r50%', 'table8.r75%')),
+    ),
+    Claim(
+        '90 % at deployment alone',
+        'Trained at 75 % and deployed at 90 % it beats training at 90 %.',
+        'Tables 3, 8',
+        _above('table8.r90%', 'table3.r90%'),
+    ),
+    Claim(
+        '85 % beats GAN and masking',
+        'At 85 % it still performs better than GAN and masking.',
+        'Table 8',
+        _all(_above('table8.r85%', 'table1.synface'), _above('table8.r85%', 'table1.masked')),
+    ),
+    Claim(
+        'leakage cut by 20 points',
+        'Original→FaceMAE lies around 20 points under Original→Original.',
+        'Figure 3 (b)',
+        _leakage_cut(OURS, 0.2),
+    ),
+    Claim(
+        'MAE leaks less with many identities',
+        'Original→MAE degrades largely with their number, Original→Original slightly.',
+        'Figure 3 (a)',
+        _falls_more(MAE),
+    ),
+    Claim('FaceMAE leaks less with many identities', 'So does Original→FaceMAE.', 'Figure 3 (b)', _falls_more(OURS)),
+    Claim(
+        'FaceMAE leaks more than MAE',
+        'Original→FaceMAE is higher than Original→MAE.',
+        'Figure 3',
+        _leaks_less((MAE, RELEASED, 'without'), (OURS, RELEASED, 'without')),
+    ),
+    Claim(
+        'FaceMAE serves better than MAE',
+        'It achieves remarkable improvement over MAE.',
+        'Section 4.5',
+        _above(OURS, MAE),
+    ),
+    Claim(
+        'imitation by MAE',
+        'Retrieving with MAE-processed images is much more challenging.',
+        'Figure 3 (c)',
+        _leaks_less((OURS, 'imitation:MAE', 'with'), (OURS, RELEASED, 'with')),
+    ),
+    Claim(
+        'imitation by FaceMAE',
+        'The same, where the attacker has the model and other masks (not in the paper).',
+        '–',
+        _leaks_less((OURS, 'imitation:FaceMAE', 'with'), (OURS, RELEASED, 'with')),
+    ),
+)

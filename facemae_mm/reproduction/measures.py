@@ -1,0 +1,135 @@
+"""What a cell measured, over its runs, with intervals; and differences between cells, paired."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..evaluation.intervals import resampled_identities
+from .numbers import answers_of
+from .store import Store
+from .tables import Row, Run
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean over runs, by the people it was measured on.
+
+    Attributes:
+        runs: Number of runs.
+        mean: Over runs.
+        low: 2.5 % of the resampled means.
+        high: 97.5 % of them.
+        resampled: Means in each resample (R,), the same people and runs in every `Measured` of the same kind.
+        by_run: The value of each run.
+    """
+
+    runs: int
+    mean: float
+    low: float
+    high: float
+    resampled: np.ndarray
+    by_run: tuple[float, ...]
+
+
+def _measured(resampled: np.ndarray, by_run: Sequence[float]) -> Measured:
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return Measured(len(by_run), float(np.mean(by_run)), float(low), float(high), resampled, tuple(by_run))
+
+
+def _drawn_runs(runs: int) -> np.ndarray:
+    """Which runs each resample takes, with replacement, (R, runs)."""
+    return np.random.default_rng(runs).integers(runs, size=(RESAMPLES, runs))
+
+
+def _over_runs(by_run: np.ndarray, of_run: np.ndarray) -> Measured:
+    """From each run's resampled values (runs, R) and its own value (runs,)."""
+    drawn = _drawn_runs(len(of_run))
+    return _measured(by_run[drawn, np.arange(RESAMPLES)[:, None]].mean(1), of_run.tolist())
+
+
+class Measures:
+    """Reads cells off the records of a store.
+
+    Every resample draws the people of the test and the runs of a cell anew, with replacement: the same people and runs
+    for all cells, so that a difference of two is paired. Three runs tell little about the variance between runs: what
+    resampling them shows is too small by a third on average.
+
+    Args:
+        store: With the records.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._weights: np.ndarray | None = None
+
+    def numbers(self, name: str) -> dict | None:
+        """Of a stage that has run."""
+        record = self.store.record(self.store.stages[name])
+        return record and record['numbers']
+
+    def _done(self, row: Row, stages: Callable[[Run], str | None], runs: int | None) -> list[dict]:
+        """Numbers of the first runs of a row, up to the first that has not run."""
+        found = []
+        for run in row.runs[:runs]:
+            name = stages(run)
+            numbers = name and self.numbers(name)
+            if not numbers:
+                break
+            found.append(numbers)
+        return found
+
+    def accuracy(self, row: Row, runs: int | None = None) -> Measured | None:
+        """Share of the test's pairs that recognisers trained on the row's faces answered rightly.
+
+        A pair (a, b) weighs multiplicity(a) · multiplicity(b), a pair (a, a) multiplicity(a), as in `FaceVerification`.
+
+        Args:
+            row: The row.
+            runs: At most so many; None for all that have run.
+        """
+        found = self._done(row, lambda run: run.verify, runs)
+        if not found:
+            return None
+        correct = np.array([answers_of(numbers) for numbers in found])  # (runs, P)
+        weights = self._pair_weights()
+        return _over_runs(correct @ weights.T / weights.sum(1), correct.mean(1))
+
+    def _pair_weights(self) -> np.ndarray:
+        """(R, P)."""
+        if self._weights is None:
+            a, b = np.array(self.numbers('parts')['pairs']).T
+            self._weights = np.array(
+                [
+                    drawn[a] * np.where(a == b, 1, drawn[b])
+                    for drawn in resampled_identities(max(a.max(), b.max()) + 1, RESAMPLES)
+                ]
+            )
+        return self._weights
+
+    def separation(self, row: Row, judge: str, runs: int | None = None) -> Measured | None:
+        """How well a judge tells the people of the row's faces apart: mean AUC over people."""
+        found = self._done(row, lambda run: run.separation.get(judge), runs)
+        if not found:
+            return None
+        aucs = np.array([numbers['by_person'] for numbers in found])  # (runs, people)
+        drawn = np.array(list(resampled_identities(aucs.shape[1], RESAMPLES)))
+        return _over_runs(aucs @ drawn.T / aucs.shape[1], aucs.mean(1))
+
+    def leakage(self, row: Row) -> dict | None:
+        """What the audit of the row's first run kept."""
+        found = [self.numbers(run.audit) for run in row.runs if run.audit]
+        return found[0] if found else None
+
+
+def difference(a: Measured, b: Measured) -> Measured:
+    """a − b, paired by people and runs.
+
+    Raises:
+        ValueError: Different numbers of runs.
+    """
+    if a.runs != b.runs:
+        raise ValueError(f'{a.runs} and {b.runs} runs are no pairs.')
+    return _measured(a.resampled - b.resampled, [x - y for x, y in zip(a.by_run, b.by_run, strict=True)])

@@ -1,0 +1,248 @@
+"""The page of a reproduction: the paper's tables beside ours, claims, figures, costs; nothing typed by hand."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from ..whole_file import whole_file
+from .charts import draw_leakage, draw_trade_off
+from .claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, Evidence, Verdict, worst
+from .measures import Measured, Measures
+from .run import duration
+from .store import Store
+from .tables import ALL, MASKS, RECOGNISER, Row, Table
+
+PAGE = 'README.md'
+SETS = ('LFW', 'CFP-FP', 'AgeDB')
+
+
+def write_page(folder: Path, store: Store, tables: Mapping[str, Table], judges: Sequence[str], command: str) -> Path:
+    """Writes README.md and its charts from the records of a store.
+
+    Args:
+        folder: Where.
+        store: With the records.
+        tables: By name, all of them.
+        judges: Names of the embedders that training never saw, the main one first.
+        command: Words of the command that made it.
+
+    Returns:
+        The page.
+    """
+    measures = Measures(store)
+    evidence = Evidence(measures, dict(tables), judges)
+    lines = [
+        '# The paper in miniature',
+        '',
+        'Made by `'
+        + command
+        + '`; nothing here is typed by hand. Every number comes from a record in `stages/`, which '
+        'names its command, what it depended on (SHA-256), its cost and the versions.',
+        '',
+        *_described(store),
+        *_claims(evidence),
+    ]
+    for table in tables.values():
+        lines += _table(table, measures, judges)
+    lines += _figures(folder, measures, tables, judges)
+    lines += _costs(store)
+    path = folder / PAGE
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, 'x') as file:
+        file.write('\n'.join(lines).rstrip() + '\n')
+    return path
+
+
+def _described(store: Store) -> list[str]:
+    """What a reader must know before the numbers, from the split and the recipes."""
+    split = Config.fromfile('configs/mini/split.py')
+    parts = (store.record(store.stages['parts']) or {}).get('numbers', {})
+
+    def part(name: str) -> str:
+        folds, counted = split.parts[name].folds, parts.get(name)
+        named = f'folds {folds[0]} to {folds[-1]}' if len(folds) > 1 else 'fold 0'
+        return named + (f' ({counted["people"]:,} people, {counted["images"]:,} faces)' if counted else '')
+
+    def seen(name: str) -> str:
+        record = store.record(store.stages[name])
+        if record is None:
+            return 'not run'
+        batch = store.stages[name].recipe()['train_dataloader']['batch_size']
+        return f'{record["numbers"]["iterations"] * batch:,} faces seen'
+
+    recipe = store.stages['facemae.0'].recipe()
+    model, batch = recipe['model'], recipe['train_dataloader']['batch_size']
+    arch, neck, loss = model['backbone']['arch'], model['neck'], model['head']['loss']
+    tests = ' and '.join(map(str, split.test_folds))
+    return [
+        f'LFW by its ten folds, which share no person. W, {part("train")}, trains FaceMAE; C, the people of '
+        f'{part("deploy")} with {split.parts.deploy.min_images} faces or more, is released; the pairs of folds {tests} '
+        f'verify; the people whom no pair names ({part("start")}) train the one start of all. The split stood in '
+        '`configs/mini/split.py` before the first result.',
+        '',
+        f'FaceMAE: {neck["num_patches"]} patches of {model["backbone"]["patch_size"]} pixels, encoder '
+        f'{arch["embed_dims"]} × {arch["num_layers"]}, decoder {neck["decoder_embed_dim"]} × {neck["decoder_depth"]}; '
+        f"φ is {loss['phi']['backbone']['type']}; N = {batch}, where the paper's β = 1 is {loss['beta']:.2f}. One "
+        f'plain MAE, MSE on removed patches of the people whom no pair names ({seen("mae")}), is the origin of all: it '
+        f'goes on as plain MAE on W ({seen("mae.w.0")}; the row MSE), or, for every FaceMAE, with the visible patches '
+        f'supervised too ({seen("start")}; the start) and then on W by the loss of the row ({seen("facemae.0")}). '
+        'Recognisers train from scratch.',
+        '',
+        "Accuracy is that of a recogniser trained on a row's faces, which is weak at this size. Separation asks "
+        "embedders that no reconstructor's training saw how well they tell the people of a row's faces apart: AUC, "
+        'mean over people, % (50 is chance). CFP-FP and AgeDB: not run.',
+        '',
+    ]
+
+
+def _percent(value: Measured | None, digits: int = 1) -> str:
+    if value is None:
+        return 'not run'
+    return f'{100 * value.mean:.{digits}f} [{100 * value.low:.{digits}f}, {100 * value.high:.{digits}f}]'
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace('|', '\\|') for cell in row] for row in (header, *rows)]
+    lines = [f'| {" | ".join(row)} |' for row in cells]
+    return [lines[0], '|' + '---|' * len(header), *lines[1:], '']
+
+
+def _table(table: Table, measures: Measures, judges: Sequence[str]) -> list[str]:
+    """A table of the paper beside ours."""
+    header = ['', *(f'paper, {name}' for name in SETS), 'accuracy, %', *(f'separation, {judge}, %' for judge in judges)]
+    header += ['leakage at K = 2, %', 'runs', 'over']
+    rows = []
+    for row in table.rows.values():
+        accuracy = measures.accuracy(row)
+        paper = ['–' if number is None else f'{number:.2f}' for number in row.paper or (None,) * 3]
+        rows.append(
+            [
+                row.label + (f' ({row.remark})' if row.remark else ''),
+                *paper,
+                _percent(accuracy),
+                *(_percent(measures.separation(row, judge)) if _separates(row) else '' for judge in judges),
+                _leakage(measures.leakage(row)) if any(run.audit for run in row.runs) else '',
+                str(accuracy.runs if accuracy else 0),
+                row.varies,
+            ]
+        )
+    return [
+        f'## Table {table.name.removeprefix("table")}: {table.title}',
+        '',
+        *_markdown(header, rows),
+        table.remark,
+        '',
+    ]
+
+
+def _separates(row: Row) -> bool:
+    return any(run.separation for run in row.runs)
+
+
+def _leakage(audit: dict | None) -> str:
+    """The worst attacker at the largest number of identities, without and with the same source."""
+    if audit is None:
+        return 'not run'
+    found = []
+    for mode in ('without', 'with'):
+        rates = [
+            point[mode]['2']
+            for about in audit['attackers'].values()
+            for point in about['leakage']['original_released']['points'][-1:]
+            if point.get(mode)
+        ]
+        if rates:
+            rate = max(rates)
+            found.append(f'{mode} {100 * rate[0]:.1f} [{100 * rate[1]:.1f}, {100 * rate[2]:.1f}]')
+    return ', '.join(found)
+
+
+def _claims(evidence: Evidence) -> list[str]:
+    rows, counts = [], dict.fromkeys((HOLDS, FAILS, OPEN, NOT_RUN), 0)
+    for claim in CLAIMS:
+        verdicts: list[Verdict] = claim.check(evidence)
+        for number, verdict in enumerate(verdicts):
+            name = [claim.name, claim.sentence, claim.place] if number == 0 else ['', '', '']
+            rows.append([*name, verdict.measure, f'**{verdict.verdict}**', verdict.figures])
+        counts[worst([verdict.verdict for verdict in verdicts])] += 1
+    said = ', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)
+    return [
+        '## The claims',
+        '',
+        f'By every measure: {said}. A claim holds where the whole 95 % interval of the difference says so, does not '
+        'hold where the whole interval says the contrary, and is not decided otherwise. Differences are in points, '
+        'paired by people and runs; leakage is compared unpaired, by whether intervals overlap. What "does not matter" '
+        'must lie within 2 points.',
+        '',
+        *_markdown(['claim', 'the paper', 'where', 'measure', 'verdict', 'figures'], rows),
+    ]
+
+
+def _figures(folder: Path, measures: Measures, tables: Mapping[str, Table], judges: Sequence[str]) -> list[str]:
+    lines = []
+    audits = {
+        row.label: measures.leakage(row)
+        for table in tables.values()
+        for key, row in table.rows.items()
+        if (table.name, key) in (('table2', 'mse'), ('table2', 'im_rm'))
+    }
+    if all(audits.values()) and audits:
+        mae, ours = audits.values()
+        for attacker in ours['attackers']:
+            file = f'figures/leakage_{attacker}.svg'
+            draw_leakage(folder / file, mae['attackers'][attacker], ours['attackers'][attacker])
+            lines += [
+                f'![Top-K retrieval accuracy against the number of identities, attacker {attacker}]({file})',
+                '',
+                f'Figures 3 and 5, attacker `{attacker}`: K = 2, 3, 4; 95 % intervals by identity; the query itself is '
+                'left out of Original → Original; dashed: without the faces made from the very photo.',
+                '',
+            ]
+    shown = {
+        row.label: (measures.separation(row, judges[0]), measures.leakage(row))
+        for name in ('table1', 'table2')
+        for row in (tables[name].rows.values() if name in tables else ())
+    }
+    shown = {label: both for label, both in shown.items() if None not in both}
+    if len(shown) > 1:
+        draw_trade_off(folder / 'figures/trade_off.svg', shown, judges[0])
+        lines += [
+            '![Separation of people against leakage, for every row of Table 1 and 2](figures/trade_off.svg)',
+            '',
+            f'Utility against leakage: separation under `{judges[0]}`, and leakage at K = 2 of the worst attacker.',
+            '',
+        ]
+    return ['## Figures', '', *(lines or ['Not run.', ''])]
+
+
+def _costs(store: Store) -> list[str]:
+    """What stages took, by kind."""
+    kinds: dict[str, list[dict]] = {}
+    missing = 0
+    for stage in store.stages.values():
+        record = store.record(stage)
+        if record is None:
+            missing += 1
+        else:
+            kinds.setdefault(stage.name.split('.')[0], []).append(record)
+    rows = [
+        [kind, str(len(records)), *(duration(sum(r[key] for r in records)) for key in ('seconds', 'cpu_seconds'))]
+        for kind, records in sorted(kinds.items())
+    ]
+    everything = [record for records in kinds.values() for record in records]
+    commits = sorted({str(record['commit']) for record in everything})
+    versions = sorted({f'{name} {number}' for record in everything for name, number in record['versions'].items()})
+    return [
+        '## Cost and settings',
+        '',
+        *_markdown(['stages', 'run', 'time', 'processor time'], rows),
+        f'{len(everything)} stages have run, {missing} have not. Time is of stages that shared the processor with each '
+        'other and with other work.',
+        '',
+        f'Versions: {", ".join(versions)}. Commits: {", ".join(commits)}.',
+        '',
+        'Intervals: 95 %, resampling the people of the test and the runs, which differ in what the last column of a '
+        f'table says: {ALL}; {MASKS} where one training serves all; {RECOGNISER} where one release does.',
+        '',
+    ]

@@ -1,0 +1,395 @@
+"""The graph of a reproduction: shared work, killed runs, altered files, and tables that mix nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from facemae_mm.evaluation.intervals import resampled_identities
+from facemae_mm.reproduction import numbers, run, stage, store
+from facemae_mm.reproduction.claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, Evidence, _above, _same
+from facemae_mm.reproduction.measures import Measured, Measures, difference
+from facemae_mm.reproduction.miniature import Embedder, Miniature
+from facemae_mm.reproduction.run import StageError, run_stages, to_run
+from facemae_mm.reproduction.stage import Stage
+from facemae_mm.reproduction.store import Store, content_digest
+from facemae_mm.reproduction.tables import TABLES, Cells, Row, Run, stages_of
+
+TOOL = """
+    import sys, time
+    from pathlib import Path
+    word, out, *inputs = sys.argv[1:]
+    with open(sys.argv[0] + '.log', 'a') as log:
+        print(word, file=log)
+    if word == 'fails':
+        print('the reason that it gives')
+        sys.exit(3)
+    if word.startswith('slow'):
+        print('at work', flush=True)
+        time.sleep(60)
+    text = word.split('!')[0] + ''.join(Path(name).read_text() for name in inputs)
+    Path(out).write_text(text)
+    (Path(out).parent / 'n.json').write_text('{"length": %d}' % len(text))
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A graph of stages that write a word behind their inputs' text: toy(name=(word, *inputs))."""
+    tool = tmp_path / 'tool.py'
+    tool.write_text(textwrap.dedent(TOOL))
+    source = tmp_path / 'source.txt'
+    source.write_text('s')
+    monkeypatch.setitem(numbers.READERS, 'toy', lambda folder, inputs: json.loads((folder / 'n.json').read_text()))
+
+    def make(**stages):
+        graph = {
+            name: Stage(name, name, (str(tool), word, '{out}/o.txt', *(f'{{{i}}}' for i in inputs)), 'o.txt', 'toy', 1)
+            for name, (word, *inputs) in stages.items()
+        }
+        return Store(graph, dict(source=source), tmp_path / 'cache', tmp_path / 'results')
+
+    make.runs = lambda: (tmp_path / 'tool.py.log').read_text().split() if (tmp_path / 'tool.py.log').exists() else []
+    make.source = source
+    make.quiet = lambda line: None
+    return make
+
+
+def text(made, name):
+    return made.output(name).read_text()
+
+
+def test_every_stage_runs_once_and_gives_its_inputs_on(toy):
+    made = toy(a=('a', 'source'), b=('b', 'a'), c=('c', 'a', 'b'), d=('d', 'c'))
+    run_stages(made, ['c', 'd'], 2, toy.quiet)
+    assert text(made, 'd') == 'dcasbas' and sorted(toy.runs()) == ['a', 'b', 'c', 'd']
+    record = json.loads((made.results / 'd.json').read_text())
+    assert record['numbers'] == {'length': 7} and record['inputs'] == {'c': made.digest('c')}
+    assert record['command'][:3] == ['python', str(toy.source.parent / 'tool.py'), 'd']
+    run_stages(made, ['d', 'c'], 2, toy.quiet)
+    assert len(toy.runs()) == 4
+
+
+def test_only_what_is_asked_for_runs(toy):
+    made = toy(a=('a',), b=('b', 'a'), c=('c', 'a'))
+    run_stages(made, ['b'], 1, toy.quiet)
+    assert toy.runs() == ['a', 'b']
+
+
+def test_a_changed_setting_redoes_only_what_it_touches(toy):
+    run_stages(toy(a=('a',), b=('b', 'a'), c=('c', 'a'), d=('d', 'b', 'c')), ['d'], 2, toy.quiet)
+    made = toy(a=('a',), b=('B', 'a'), c=('c', 'a'), d=('d', 'b', 'c'))
+    assert [one.name for one in to_run(made, ['d'])] == ['b', 'd']
+    run_stages(made, ['d'], 2, toy.quiet)
+    assert toy.runs()[4:] == ['B', 'd'] and text(made, 'd') == 'dBaca'
+    before = toy(a=('a',), b=('b', 'a'), c=('c', 'a'), d=('d', 'b', 'c'))  # back: the files are there, numbers are not
+    assert [one.name for one in to_run(before, ['d'])] == ['b', 'd']
+
+
+def test_a_change_without_effect_ends_there(toy):
+    run_stages(toy(a=('a',), b=('b', 'a'), c=('c', 'b')), ['c'], 1, toy.quiet)
+    made = toy(a=('a!other',), b=('b', 'a'), c=('c', 'b'))  # writes the same text
+    run_stages(made, ['c'], 1, toy.quiet)
+    assert toy.runs()[3:] == ['a!other']
+
+
+def test_another_source_redoes_everything(toy):
+    run_stages(toy(a=('a', 'source'), b=('b',)), ['a', 'b'], 1, toy.quiet)
+    toy.source.write_text('S')
+    made = toy(a=('a', 'source'), b=('b',))
+    run_stages(made, ['a', 'b'], 1, toy.quiet)
+    assert toy.runs() == ['a', 'b', 'a'] and text(made, 'a') == 'aS'
+
+
+def test_lost_files_are_made_anew_only_where_somebody_needs_them(toy):
+    stages = dict(a=('a',), b=('b', 'a'), c=('c', 'b'))
+    made = toy(**stages)
+    run_stages(made, ['c'], 1, toy.quiet)
+    for name in 'ab':
+        made.output(name).unlink()
+    made = toy(**stages)
+    assert to_run(made, ['c']) == []  # its numbers are there
+    (made.results / 'c.json').unlink()
+    assert [one.name for one in to_run(made, ['c'])] == ['a', 'b', 'c']
+    run_stages(made, ['c'], 1, toy.quiet)
+    assert text(made, 'c') == 'cba'
+
+
+def test_lost_numbers_that_come_back_different_are_not_mixed(toy, tmp_path):
+    stages = dict(a=('a',), b=('b', 'a'), c=('c', 'a'))
+    made = toy(**stages)
+    run_stages(made, ['b', 'c'], 1, toy.quiet)
+    tool = tmp_path / 'tool.py'
+    tool.write_text(tool.read_text().replace("word.split('!')[0] +", "'other ' + word +"))  # another machine, say
+    made.output('a').unlink()
+    (made.results / 'b.json').unlink()
+    made = toy(**stages)
+    run_stages(made, ['b', 'c'], 1, toy.quiet)
+    assert text(made, 'b') == 'other bother a' and text(made, 'c') == 'other cother a'
+
+
+def test_an_altered_output_is_an_error_that_says_what_to_do(toy):
+    stages = dict(a=('a',), b=('b', 'a'))
+    made = toy(**stages)
+    run_stages(made, ['b'], 1, toy.quiet)
+    made.output('a').write_text('by hand')
+    (made.results / 'b.json').unlink()
+    with pytest.raises(StageError, match='is not what stage a made: it was altered since. Delete'):
+        run_stages(toy(**stages), ['b'], 1, toy.quiet)
+    assert toy.runs() == ['a', 'b'] and not (made.results / 'b.json').exists()
+
+
+def test_a_failed_stage_stops_what_needs_it_and_nothing_else(toy):
+    made = toy(a=('a',), bad=('fails', 'a'), after=('x', 'bad'), other=('o', 'a'))
+    said = []
+    with pytest.raises(StageError, match='2 of 4 stages have not run. bad: it ended with exit code 3. the reason that'):
+        run_stages(made, ['after', 'other'], 1, said.append)
+    assert text(made, 'other') == 'oa' and 'x' not in toy.runs()
+    assert any(line.startswith('bad failed') for line in said)
+    made = toy(a=('a',), bad=('mended', 'a'), after=('x', 'bad'), other=('o', 'a'))
+    run_stages(made, ['after', 'other'], 1, toy.quiet)
+    assert toy.runs() == ['a', 'fails', 'o', 'mended', 'x'] and text(made, 'after') == 'xmendeda'
+
+
+def test_a_cut_off_record_says_what_to_do(toy):
+    made = toy(a=('a',))
+    run_stages(made, ['a'], 1, toy.quiet)
+    (made.results / 'a.json').write_text('{"key": "')
+    with pytest.raises(ValueError, match='Delete it, and the same command makes a anew'):
+        to_run(toy(a=('a',)), ['a'])
+
+
+SCRIPT = """
+    import json, sys
+    from pathlib import Path
+    from facemae_mm.reproduction import numbers
+    from facemae_mm.reproduction.run import run_stages
+    from facemae_mm.reproduction.stage import Stage
+    from facemae_mm.reproduction.store import Store
+    numbers.READERS['toy'] = lambda folder, inputs: {}
+    folder = Path(sys.argv[1])
+    stage = Stage('slow', 'slow', (str(folder / 'tool.py'), 'slow', '{out}/o.txt'), 'o.txt', 'toy', 1)
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    run_stages(Store({'slow': stage}, {}, folder / 'cache', folder / 'results'), ['slow'], 1, print)
+"""
+
+
+def at_work(folder):
+    """The log of the slow stage, once it is at work."""
+    for _ in range(600):
+        logs = list((folder / 'cache').glob('slow-*/stage.log'))
+        if logs and 'at work' in logs[0].read_text():
+            return logs[0]
+        time.sleep(0.1)
+    raise AssertionError('the stage did not begin')
+
+
+@pytest.mark.parametrize('how', [signal.SIGTERM, signal.SIGKILL])
+def test_two_runs_at_once_and_runs_that_are_ended(toy, tmp_path, how, repository):
+    toy()
+    environment = os.environ | dict(PYTHONPATH=str(repository))
+    script = [sys.executable, '-c', textwrap.dedent(SCRIPT), str(tmp_path)]
+    first = subprocess.Popen(script, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stage_process = None
+    try:
+        at_work(tmp_path)
+        found = subprocess.run(['pgrep', '-f', str(tmp_path / 'tool.py')], capture_output=True, text=True)
+        stage_process = int(found.stdout.split()[0])
+        second = subprocess.run(script, env=environment, capture_output=True, text=True)
+        assert second.returncode and 'Another process is at work' in second.stderr
+        first.send_signal(how)
+        first.wait(30)
+        if how == signal.SIGTERM:  # its stage ends with it
+            for _ in range(100):
+                if not os.path.exists(f'/proc/{stage_process}'):
+                    break
+                time.sleep(0.1)
+            assert not os.path.exists(f'/proc/{stage_process}')
+        else:  # its stage goes on: the next run leaves it alone
+            third = subprocess.run(script, env=environment, capture_output=True, text=True)
+            assert third.returncode and 'is still at work for a run that was ended' in third.stderr
+        assert not list((tmp_path / 'results').glob('*.json'))
+    finally:
+        first.kill()
+        if stage_process and os.path.exists(f'/proc/{stage_process}'):
+            os.kill(stage_process, signal.SIGKILL)
+
+
+def test_what_an_interrupted_stage_took_is_counted(tmp_path):
+    assert run._spend(tmp_path / 'spent.json', 2.0, 1.5) == dict(seconds=2.0, cpu_seconds=1.5)
+    assert run._spend(tmp_path / 'spent.json', 3.0, 2.0) == dict(seconds=5.0, cpu_seconds=3.5)
+
+
+def test_a_checkpoint_is_known_by_its_weights_alone(tmp_path):
+    weights = dict(a=torch.arange(6.0).reshape(2, 3), b=torch.zeros(2, dtype=torch.bfloat16))
+    torch.save(dict(state_dict=weights, meta=dict(time='now')), tmp_path / 'one.pth')
+    torch.save(dict(state_dict=dict(reversed(weights.items())), meta={}), tmp_path / 'two.pth')
+    weights['a'][0, 0] = 1e-30
+    torch.save(dict(state_dict=weights), tmp_path / 'three.pth')
+    one, two, three = (content_digest(tmp_path / f'{name}.pth') for name in ('one', 'two', 'three'))
+    assert one == two != three
+
+
+def test_links_belong_to_a_release(tmp_path):
+    release = tmp_path / 'release'
+    release.mkdir()
+    (release / '0.png').write_bytes(b'face')
+    alone = content_digest(release)
+    links = tmp_path / 'release.private' / 'links.csv'
+    links.parent.mkdir()
+    links.write_text('released_path\n')
+    linked = content_digest(release)
+    (release / '0.png').rename(release / '1.png')
+    assert len({alone, linked, content_digest(release)}) == 3
+
+
+def test_the_key_depends_on_recipe_options_inputs_and_versions(monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    graph = Miniature()
+    made = graph.stages[graph.facemae(0)]
+    digests = dict.fromkeys(made.inputs, 'x')
+    keys = {made.key(digests), made.key(digests | {'start': 'y'})}
+    other = graph.stages[graph.facemae(0, rm_weight=0.5)]
+    keys.add(other.key(digests))
+    monkeypatch.setattr(stage, 'versions', lambda: dict(torch='another'))
+    keys.add(made.key(digests))
+    assert len(keys) == 4
+    assert other.recipe()['model']['head']['loss']['beta'] == pytest.approx(0.5 * 8**0.5)
+
+
+def test_tables_share_their_stages_and_their_recipes_are_read(monkeypatch, repository):
+    """Every cell's command names options that its recipe knows; IM + RM is trained once for all tables."""
+    monkeypatch.chdir(repository)
+    graph = Miniature(dict(pack=Embedder('127.5/127.5/127.5', '127.5/127.5/127.5')))
+    tables = [table(Cells(graph, 1)) for table in TABLES.values()]
+    for made in graph.stages.values():
+        made.recipe()  # an option that is unknown raises
+        assert set(made.inputs) <= {*graph.stages, 'lfw', 'pairs', 'pack'}
+    needed = stages_of(tables)
+    assert len(needed) == len(set(needed)) and all(name in graph.stages for name in needed)
+    assert sum(name.startswith('facemae') for name in graph.stages) >= 18
+
+
+class Numbers(Measures):
+    """Measures of cells whose numbers stand in a dict."""
+
+    def __init__(self, found):
+        super().__init__(None)
+        self.found = found
+
+    def numbers(self, name):
+        return self.found.get(name)
+
+
+def answers(correct):
+    digits = ''.join('01'[int(value)] for value in correct)
+    return dict(correct=f'{int("1" + digits, 2):x}', answers=len(digits))
+
+
+def rows(*counts):
+    return [
+        Row('', None, tuple(Run(f'{name}{run}', dict(judge=f's{name}{run}')) for run in range(count)), '')
+        for name, count in zip('abc', counts)
+    ]
+
+
+def test_accuracy_resamples_people_and_runs_as_literal_loops_do():
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(7, size=(30, 2))
+    correct = rng.random((3, 30)) < 0.7
+    correct[0, :3] = False  # leading zeros
+    found = {f'a{run}': answers(row) for run, row in enumerate(correct)} | {'parts': dict(pairs=pairs.tolist())}
+    (row,) = rows(3)
+    measured = Numbers(found).accuracy(row)
+    drawn_runs = np.random.default_rng(3).integers(3, size=(1000, 3))
+    values = []
+    for drawn, chosen in zip(resampled_identities(pairs.max() + 1), drawn_runs):
+        weight = [drawn[a] if a == b else drawn[a] * drawn[b] for a, b in pairs]
+        values.append(np.mean([sum(w * c for w, c in zip(weight, correct[run])) / sum(weight) for run in chosen]))
+    assert measured.by_run == pytest.approx(correct.mean(1)) and measured.mean == pytest.approx(correct.mean())
+    np.testing.assert_allclose(measured.resampled, values, rtol=1e-12)
+    assert (measured.low, measured.high) == pytest.approx(tuple(np.percentile(values, (2.5, 97.5))))
+
+
+def test_runs_that_have_not_run_are_left_out():
+    found = {f'sa{run}': dict(by_person=[0.5, 0.75, 1.0]) for run in (0, 2)}
+    (row,) = rows(3)
+    measured = Numbers(found).separation(row, 'judge')
+    assert measured.runs == 1 and measured.mean == 0.75
+    assert Numbers({}).separation(row, 'judge') is None and Numbers({}).accuracy(row) is None
+
+
+def test_a_paired_difference_of_equals_is_zero_and_of_a_shift_is_the_shift():
+    rng = np.random.default_rng(1)
+    base = rng.random((3, 40)) * 0.5
+    found = {f'sa{run}': dict(by_person=row.tolist()) for run, row in enumerate(base)}
+    found |= {f'sb{run}': dict(by_person=(row + 0.1).tolist()) for run, row in enumerate(base)}
+    a, b = (Numbers(found).separation(row, 'judge') for row in rows(3, 3))
+    assert difference(b, a).low == pytest.approx(0.1) == difference(b, a).high
+    assert difference(a, a).low == difference(a, a).high == 0
+    with pytest.raises(ValueError, match='3 and 2 runs'):
+        difference(a, Numbers(found).separation(rows(3)[0], 'judge', 2))
+
+
+class Differences(Evidence):
+    """Evidence of differences that are given: (mean, low, high)."""
+
+    def __init__(self, **given):
+        self.given = given
+
+    def differences(self, a, b):
+        found = self.given.get(f'{a}_{b}')
+        return {'accuracy': found and Measured(3, *found, np.array(found), found)}
+
+
+@pytest.mark.parametrize(
+    ('interval', 'above', 'same'),
+    [
+        ((0.05, 0.03, 0.07), HOLDS, FAILS),
+        ((0.05, -0.01, 0.1), OPEN, OPEN),
+        ((-0.05, -0.07, -0.03), FAILS, FAILS),
+        ((0.0, -0.01, 0.01), OPEN, HOLDS),
+        ((0.01, 0.005, 0.015), HOLDS, HOLDS),
+        (None, NOT_RUN, NOT_RUN),
+    ],
+)
+def test_verdicts(interval, above, same):
+    evidence = Differences(a_b=interval)
+    assert _above('a', 'b')(evidence)[0].verdict == above
+    assert _same('a', 'b')(evidence)[0].verdict == same
+
+
+def test_every_claim_names_rows_that_exist(repository, monkeypatch):
+    """A claim whose rows are misspelt would read 'not run' for ever."""
+    monkeypatch.chdir(repository)
+    graph = Miniature()
+    tables = {name: table(Cells(graph, 1)) for name, table in TABLES.items()}
+    asked = set()
+
+    class Asked(Evidence):
+        def row(self, place):
+            asked.add(place)
+            return super().row(place)
+
+    evidence = Asked(Numbers({}), tables, ['own'])
+    for claim in CLAIMS:
+        assert {verdict.verdict for verdict in claim.check(evidence)} == {NOT_RUN}
+    assert len(asked) > 20
+    for place in asked:
+        table, _, row = place.partition('.')
+        assert row in tables[table].rows, place
+
+
+def test_store_names_a_source_that_is_missing(tmp_path):
+    made = Store({}, dict(lfw=tmp_path / 'nowhere'), tmp_path, tmp_path)
+    with pytest.raises(FileNotFoundError, match='lfw: .*nowhere does not exist'):
+        made.digest('lfw')
+    assert store.output_path(Stage('a', '', ('x',), None, 'toy'), tmp_path) is None
