@@ -18,6 +18,7 @@ needs = dict(
     verification_pairs='pairs.csv beside the parts of LFW (--cfg-options verification_pairs=PATH)',
 )
 
+model = dict(head=dict(num_classes=num_classes))  # again: a base reads its own default
 test_dataloader = dict(
     dataset=dict(sets=dict(_delete_=True, lfw=dict(source=verification_faces, pairs=verification_pairs)))
 )

@@ -47,13 +47,13 @@ def draw_leakage(path: Path, mae: Mapping, facemae: Mapping) -> None:
         panels = figure.subplots(1, 3, sharey=True)
         for panel, k in zip(panels, '234', strict=True):
             for label, about, pairing, mode, colour, style in curves:
-                points = [p for p in about['leakage'].get(pairing, {}).get('points', []) if p.get(mode)]
+                points = [p for p in about['leakage'].get(pairing, []) if p.get(mode)]
                 if points:
                     counts = [point['identities'] for point in points]
                     rate, low, high = zip(*(point[mode][k] for point in points), strict=True)
                     panel.plot(counts, rate, style, color=colour, marker='.', label=label)
                     panel.fill_between(counts, low, high, color=colour, alpha=0.12, linewidth=0)
-            points = facemae['leakage']['original_released']['points']
+            points = facemae['leakage']['original_released']
             chance = [point['chance_with'][k] for point in points]
             panel.plot([p['identities'] for p in points], chance, ':', color=COLOURS['chance'], label='chance')
             panel.set(title=f'K = {k}', xlabel='identities', xscale='log', ylim=(0, 1.02))
@@ -78,10 +78,7 @@ def draw_trade_off(path: Path, rows: Mapping[str, tuple[Measured, Mapping]], jud
     with _svg(path, (7.2, 4.8)) as figure:
         panel = figure.subplots()
         for number, (label, (separation, audit)) in enumerate(rows.items()):
-            rates = [
-                about['leakage']['original_released']['points'][-1]['without']['2']
-                for about in audit['attackers'].values()
-            ]
+            rates = [about['leakage']['original_released'][-1]['without']['2'] for about in audit['attackers'].values()]
             rate, low, high = max(rates)
             x = ([max(rate - low, 0)], [max(high - rate, 0)])
             y = ([max(separation.mean - separation.low, 0)], [max(separation.high - separation.mean, 0)])

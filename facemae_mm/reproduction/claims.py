@@ -195,7 +195,7 @@ def _rates(evidence: Evidence, place: str, pairing: str, mode: str) -> dict[str,
     audit = row and evidence.measures.leakage(row)
     found = {}
     for attacker, about in (audit or {'attackers': {}})['attackers'].items():
-        points = about['leakage'].get(pairing, {}).get('points', [])
+        points = about['leakage'].get(pairing, [])
         rates = [(point['identities'], point[mode]['2']) for point in points if point.get(mode)]
         if rates:
             found[f'leakage ({attacker})'] = rates

@@ -137,11 +137,12 @@ class Miniature:
         seconds = 10 * IMAGES[part] / RECOGNISERS[network] + 20
         return self._train(f'{network}.{label}.s{seed}', title, f'arcface_{network}', options, seconds)
 
-    def verify(self, recogniser: str, network: str = 'r18') -> str:
+    def verify(self, recogniser: str, network: str = 'r18', part: str = 'deploy') -> str:
         """A recogniser → its accuracy on the pairs of folds 9 and 10."""
         words = ['tools/test.py', f'configs/mini/arcface_{network}.py', f'{{{recogniser}}}', '--work-dir', '{out}']
         words += ['--out', '{out}/metrics.json', '--out-item', 'metrics']
         options = dict(
+            num_classes=PEOPLE[part],
             verification_faces=self.faces('test'),
             verification_pairs=f'{{{self.parts()}}}/pairs.csv',
             answers='{out}/answers.csv',
@@ -151,7 +152,7 @@ class Miniature:
 
     def utility(self, faces: str, label: str, seed: int, network: str = 'r18', part: str = 'deploy') -> str:
         """Faces → the accuracy of a recogniser trained on them."""
-        return self.verify(self.recogniser(faces, label, seed, network, part), network)
+        return self.verify(self.recogniser(faces, label, seed, network, part), network, part)
 
     def judge(self) -> str:
         """An embedder that no reconstructor's training saw and that needs nothing from outside: trained on W."""

@@ -149,7 +149,7 @@ def _leakage(audit: dict | None) -> str:
         rates = [
             point[mode]['2']
             for about in audit['attackers'].values()
-            for point in about['leakage']['original_released']['points'][-1:]
+            for point in about['leakage']['original_released'][-1:]
             if point.get(mode)
         ]
         if rates:
