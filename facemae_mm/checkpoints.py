@@ -56,7 +56,7 @@ def find_latest_checkpoint(path: str) -> str | None:
             f'--resume: {record} names {named or "nothing"}, and no complete checkpoint is in {folder}. '
             f'Give one (--resume PATH), or remove {record} to start anew.'
         )
-    print_log(f'--resume: {folder} has no checkpoint yet, so training starts from the beginning.', logger='current')
+    print_log(f'--resume: {folder} has no checkpoint yet, so training starts as the recipe says.', logger='current')
     return None
 
 

@@ -45,18 +45,27 @@ def trained(repository, monkeypatch):
     def apply(*args, name='facemae_vitb_webface'):
         module = tool(repository, 'train')
         args = flags(module, monkeypatch, f'configs/{name}.py', *args)
-        cfg = small_recipe(repository, name)
+        cfg = small_recipe(repository, name, **args.cfg_options)
         module.apply_flags(cfg, args)
         return cfg
 
     return apply
 
 
-def test_resume(trained):
+def test_resume(trained, tmp_path):
+    """Without a checkpoint yet, start weights count as without the flag."""
+    start = ('--work-dir', str(tmp_path), '--cfg-options', 'load_from=start.pth')
     assert (trained().resume, trained().load_from) == (False, None)
-    assert (trained('--resume').resume, trained('--resume').load_from) == (True, None)
-    assert (trained('--resume', 'auto').resume, trained('--resume', 'auto').load_from) == (True, None)
-    assert (trained('--resume', 'x.pth').resume, trained('--resume', 'x.pth').load_from) == (True, 'x.pth')
+    for auto in (['--resume'], ['--resume', 'auto']):
+        fresh = trained(*auto, *start)
+        assert (fresh.resume, fresh.load_from) == (False, 'start.pth')
+    torch.save({}, tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    for auto in (['--resume'], ['--resume', 'auto']):
+        begun = trained(*auto, *start)
+        assert (begun.resume, begun.load_from) == (True, None)
+    given = trained('--resume', 'x.pth', *start)
+    assert (given.resume, given.load_from) == (True, 'x.pth')
 
 
 def test_amp_fits_the_machine(trained, monkeypatch):

@@ -6,13 +6,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 
+from facemae_mm.checkpoints import find_latest_checkpoint
 from facemae_mm.command_line import (
     add_runtime_flags,
     apply_runtime_flags,
     build_runner,
     read_recipe,
 )
-from facemae_mm.launch import print_effective_batch, start
+from facemae_mm.launch import print_effective_batch, process_numbers, refuse, start
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,7 +24,8 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help="go on from this checkpoint; without a path from the work folder's latest",
+        help="go on from this checkpoint; without a path from the work folder's latest, and from the recipe's start where "
+        'there is none yet',
     )
     parser.add_argument(
         '--amp',
@@ -54,9 +56,12 @@ def apply_flags(config: Config, args: argparse.Namespace) -> None:
         wrapper.setdefault('loss_scale', 'dynamic')
     if wrapper.get('type') == 'AutocastOptimWrapper' and wrapper.get('dtype') != 'float16':
         wrapper.pop('loss_scale', None)  # of an inherited recipe: bfloat16 needs none
-    if args.resume is not None:
-        config.resume = True
-        config.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume == 'auto':
+        config.resume = find_latest_checkpoint(config.work_dir) is not None
+        if config.resume:  # else the recipe's start weights count, as without the flag
+            config.load_from = None
+    elif args.resume is not None:
+        config.resume, config.load_from = True, args.resume
     if args.auto_scale_lr:
         config.auto_scale_lr.enable = True
 
@@ -65,7 +70,10 @@ def main() -> None:
     """Trains."""
     args = parse_args()
     config = read_recipe(args)
-    apply_flags(config, args)
+    try:
+        apply_flags(config, args)
+    except FileNotFoundError as error:
+        refuse(str(error), process_numbers(args.launcher)[2])
     start(config, args.launcher, check_only=args.check)
     runner = build_runner(config)
     print_effective_batch(config, get_world_size())
