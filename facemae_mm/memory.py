@@ -112,7 +112,8 @@ def estimate_memory(config: Config, processes: int = 1) -> MemoryEstimate:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     alone = mock.patch('torch.distributed.is_initialized', lambda: False)  # the other processes do not estimate
     network = _without_files(network)
-    with alone, torch.random.fork_rng(devices=[]), warnings.catch_warnings(action='ignore'):
+    stay = mock.patch.object(torch.nn.Module, 'to', lambda module, *_, **__: module)  # fake modules cannot move
+    with alone, stay, torch.random.fork_rng(devices=[]), warnings.catch_warnings(action='ignore'):
         with _OnShapes(fake):
             model = MODELS.build(network)
         two, three = (_kept_for_backward(model, config, fake, samples) for samples in (2, 3))
@@ -270,15 +271,14 @@ def _kept_for_backward(model: torch.nn.Module, config: Config, fake: FakeTensorM
     size = (
         getattr(model.data_preprocessor, 'size', None)
         or _mask_generator(config).get('input_size')
-        or getattr(model.backbone, 'img_size', FACE_SIZE)
+        or getattr(getattr(model, 'backbone', None), 'img_size', FACE_SIZE)
     )
     height, width = (size, size) if isinstance(size, int) else size
     wrapper = config.optim_wrapper
     autocast = wrapper.get('type') == 'AutocastOptimWrapper' and (wrapper.get('emulate') or native_bfloat16('cpu'))
     data_samples = _samples(model, config, samples)
-    stay = mock.patch.object(torch.nn.Module, 'to', lambda module, *_, **__: module)  # fake modules cannot move
     read = mock.patch.object(OnnxFaceNet, '__init__', _for_real(OnnxFaceNet.__init__))
-    with _OnShapes(fake), stay, read, torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+    with _OnShapes(fake), read, torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model(torch.empty(samples, 3, height, width), data_samples, mode='loss')
     del loss
@@ -289,7 +289,7 @@ def _samples(model: torch.nn.Module, config: Config, number: int) -> list[DataSa
     """Labelled samples that remove as many patches as the recipe's pipeline."""
     pipeline = config.train_dataloader.dataset.get('pipeline', [])
     ratio = next((step.get('mask_ratio', 0.75) for step in pipeline if step['type'] == 'FaceMask'), 0.75)
-    patches = getattr(model.backbone, 'num_patches', 0)
+    patches = getattr(getattr(model, 'backbone', None), 'num_patches', 0)
     mask = (torch.arange(patches) >= int(patches * (1 - ratio))).to(torch.uint8)
     if generator := _mask_generator(config):
         mask = torch.from_numpy(TRANSFORMS.build(generator)({})['mask'])

@@ -1,5 +1,6 @@
 """Faces in: sources, datasets, their order, and the transforms that load and mask."""
 
+from .domain_pairs import DomainPairs, mix_domains
 from .face_dataset import FaceRecordDataset
 from .face_distortion import FaceDistortion
 from .face_mask import FaceMask
@@ -12,6 +13,7 @@ from .resumable_sampler import ResumableSampler
 from .verification_pairs import VerificationPairs
 
 __all__ = [
+    'DomainPairs',
     'FaceDistortion',
     'FaceMask',
     'FaceRecordDataset',
@@ -22,5 +24,6 @@ __all__ = [
     'LoadFace',
     'ResumableSampler',
     'VerificationPairs',
+    'mix_domains',
     'open_faces',
 ]

@@ -12,6 +12,7 @@ from .reconstruction_show_hook import ReconstructionShowHook
 from .resumable_train_loop import ResumableTrainLoop
 from .row_sparse_sgd import RowSparseSGD
 from .start_weights_hook import StartWeightsHook
+from .synthesis_loop import SynthesisLoop
 from .whole_checkpoint_hook import WholeCheckpointHook
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     'ResumableTrainLoop',
     'RowSparseSGD',
     'StartWeightsHook',
+    'SynthesisLoop',
     'WholeCheckpointHook',
 ]
