@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help="go on from this checkpoint; without a path from the work folder's latest, and from the recipe's start where "
+        help="go on from this checkpoint; without a path from the work folder's latest, or as the recipe says where "
         'there is none yet',
     )
     parser.add_argument(
