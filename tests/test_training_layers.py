@@ -1,6 +1,8 @@
 """Layers with cheaper gradients on a CPU: torch's own values, gradients, state dicts; where they step aside."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,3 +121,19 @@ def test_they_freeze_as_torchs_do():
     kinds = [type(module) for module in network.modules()]
     assert kinds.count(FrozenPReLU) == 9 and PReLU not in kinds
     assert kinds.count(FrozenConv2d) == 21 and Conv3x3 not in kinds
+
+
+@pytest.mark.parametrize('width', [4, 8, 16])
+def test_narrow_network_trains(width: int) -> None:
+    """In a process of its own: where oneDNN writes outside its memory, that one dies."""
+    step = f"""
+import torch
+from facemae_mm.models.embedders import IResNet
+torch.manual_seed(0)
+network = IResNet(depth=18, base_channels={width}, embedding_dim=16)
+for _ in range(3):
+    network(torch.randn(8, 3, 112, 112))[0].square().sum().backward()
+print(all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.requires_grad))
+"""
+    done = subprocess.run([sys.executable, '-c', step], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, 'True'), done.stderr
