@@ -15,6 +15,7 @@ from tiny import write_faces
 from facemae_mm.alignment import ARCFACE_TEMPLATE
 from facemae_mm.datasets.face_mask import REGIONS
 from facemae_mm.datasets.landmarks import COLUMNS
+from facemae_mm.reproduction.alignment_error import alignment_error
 from facemae_mm.reproduction.face_regions import ROUNDING, means_by_person, region_box, region_detail
 
 # Regions
@@ -138,6 +139,27 @@ def test_means_resample_people_jointly():
 # Tool
 
 
+# Alignment
+
+
+def test_alignment_counts_faces_that_are_found_and_how_far_their_points_moved():
+    points = np.stack([np.stack([ARCFACE_TEMPLATE] * 3)] * 20)  # the original, and two sets
+    points[:, 2] += [0, 3]  # the second one's faces lie three pixels lower
+    points[:5, 1] = np.nan  # the first set loses the faces of five photos
+    points[7, 0] = np.nan  # and one original is not found
+    people = np.arange(20) // 2
+    found = alignment_error(points, people, ['lost', 'moved'], seed=0)
+    assert (found['photos'], found['aligned'], found['original']['found'][0]) == (20, 14, 0.95)
+    eyes = np.linalg.norm(ARCFACE_TEMPLATE[1] - ARCFACE_TEMPLATE[0])
+    assert found['sets']['lost']['found'][0] == 0.75 and found['sets']['lost']['landmark_error'] == [0] * 3
+    assert found['sets']['moved'] == dict(found=[1] * 3, landmark_error=pytest.approx([3 / eyes] * 3, abs=1e-5))
+    (pair,) = found['differences']
+    assert (pair['a'], pair['b']) == ('lost', 'moved')
+    assert pair['found'][0] == -0.25 and pair['found'][1] < -0.25 and pair['landmark_error'][2] < 0
+    nobody = alignment_error(np.full_like(points, np.nan), people, ['a', 'b'], seed=0)
+    assert nobody['aligned'] == 0 and nobody['sets']['a'] == dict(found=[0] * 3, landmark_error=None)
+
+
 @pytest.fixture(scope='module')
 def sets(tmp_path_factory):
     """Twelve people of three photos; a blurred copy; an opaque one of two of them, 224 pixels, with links."""
@@ -212,6 +234,23 @@ def test_the_comparison(compare, sets, tmp_path):
     assert compare(*args, '--out', tmp_path / 'three', '--seed', 1, '--photos', 10)[0] == 0
     assert json.loads((tmp_path / 'three/compare_faces.json').read_text())['photos'] == 10
     assert (tmp_path / 'three/compare_faces.png').read_bytes() != picture.read_bytes()
+
+
+def test_a_detector_says_how_faces_align(compare, shared, tmp_path):
+    """Of real people: their own faces, and faces of which only a grey square is left."""
+    pytest.importorskip('dlib')
+    people = sorted(path for path in (shared / 'faces/lfw112').iterdir() if path.is_dir())[:12]
+    for path in people:
+        for name in ('original', 'same', 'grey'):
+            shutil.copytree(path, tmp_path / name / path.name)
+    for path in (tmp_path / 'grey').glob('*/*'):
+        cv2.imwrite(str(path), np.full((112, 112, 3), 127, np.uint8))
+    args = [f'same={tmp_path}/same', f'grey={tmp_path}/grey', '--originals', tmp_path / 'original']
+    code, text = compare(*args, '--people', 1, '--detector', 'dlib', '--out', tmp_path / 'out')
+    assert code == 0 and 'landmark error' in text, text
+    found = json.loads((tmp_path / 'out/compare_faces.json').read_text())['alignment']
+    assert found['detector'] == 'DlibDetector' and found['original']['found'][0] > 0.9
+    assert found['sets']['same']['found'] == found['original']['found'] and found['sets']['grey']['found'] == [0] * 3
 
 
 def test_landmarks_decide_where_the_eyes_are(compare, sets, tmp_path):

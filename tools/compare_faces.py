@@ -15,10 +15,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import facemae_mm
+from facemae_mm.datasets.face_detection import DlibDetector, FaceDetector, InsightFaceDetector, choose_face
 from facemae_mm.datasets.landmarks import read_landmarks
 from facemae_mm.datasets.load_face import LoadFace
 from facemae_mm.launch import refuse
 from facemae_mm.randomness import keyed_seed
+from facemae_mm.reproduction.alignment_error import ALIGNMENT, alignment_error
 from facemae_mm.reproduction.face_regions import MEASURES, means_by_person, region_box, region_detail
 from facemae_mm.reproduction.named_faces import NamedFaces, open_named_faces
 from facemae_mm.whole_file import whole_file
@@ -52,11 +54,18 @@ in DIR:
                        Edges of patches and noise count as well, so read it with
     match              correlation of the Laplacians: how much of the detail is the original's own; 0 is none of it
                        In differences, ssim and match are a − b, detail is a / b
+  and with --detector, under alignment:
+    found              share of photos in which the detector finds a face
+    landmark_error     mean distance of its five points from those that it finds in the original, over the distance of
+                       the original's eyes; of photos where it finds a face in the original and in every set
 
 examples:
   python tools/compare_faces.py mae=work_dirs/release/mae facemae=work_dirs/release/facemae --originals data/lfw112 \\
       --out work_dirs/figure4
-  python tools/compare_faces.py blurred=data/blurred 'mine=release:keys/links.csv' --originals data/lfw112 --out out"""
+  python tools/compare_faces.py blurred=data/blurred 'mine=release:keys/links.csv' --originals data/lfw112 --out out \\
+      --detector dlib"""
+
+DETECTORS = dict(dlib=DlibDetector, insightface=InsightFaceDetector)
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,6 +79,7 @@ def parse_args() -> argparse.Namespace:
     add('--out', required=True, type=Path, metavar='DIR', help='folder to write; results there are replaced')
     add('--people', type=int, default=8, metavar='N', help='in the picture (default: 8)')
     add('--photos', type=int, default=5000, metavar='N', help='photos that are measured, at most (default: 5000)')
+    add('--detector', choices=list(DETECTORS), help='also say how well it finds and aligns the faces (slow)')
     add('--seed', type=int, default=0, help='of the people and photos that are drawn, and of resamples (default: 0)')
     args = parser.parse_args()
     if min(args.people, args.photos) < 1 or args.people > 24:
@@ -175,6 +185,18 @@ def measure(photos: Photos, chosen: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
+def find_points(photos: Photos, chosen: np.ndarray, detector: FaceDetector) -> np.ndarray:
+    """Five points of the faces that a detector finds, NaN where none: (photos, 1 + sets, 5, 2), pixels (x, y)."""
+    found = np.full((len(chosen), len(photos.sets), 5, 2), np.nan)
+    for row, number in zip(found, tqdm(chosen.tolist(), desc='align', unit='photo', mininterval=1)):
+        for points, image in zip(row, photos[number]):
+            image = image.round().astype(np.uint8)
+            faces = detector.find(image)
+            if faces:
+                points[:] = choose_face(faces, image.shape).points
+    return found
+
+
 def summary(values: np.ndarray) -> dict:
     """By region and measure, [mean, low, high]; detail as a ratio.
 
@@ -253,6 +275,20 @@ def print_table(names: list[str], sets: dict, differences: list[dict]) -> None:
         print('a against b: SSIM and match a − b, detail a / b, on the same photos.')
 
 
+def print_alignment(found: dict) -> None:
+    """How well faces are found and aligned."""
+
+    def cell(value: list[float] | None) -> str:
+        return '–' if value is None else '{:.3f} [{:.3f}, {:.3f}]'.format(*value)
+
+    print(f'{"set":<37}{"found [95 %]":>25}{"landmark error [95 %]":>25}')
+    print(f'{ORIGINAL:<37}{cell(found["original"]["found"]):>25}')
+    differences = {f'{pair["a"]} − {pair["b"]}': pair for pair in found['differences']}
+    for title, values in (found['sets'] | differences).items():
+        print(f'{title:<37}{"".join(f"{cell(values[measure]):>25}" for measure in ALIGNMENT)}')
+    print(f'{found["detector"]}; errors in distances of the eyes, {found["aligned"]:,} of {found["photos"]:,} photos.')
+
+
 def run(args: argparse.Namespace) -> None:
     """Matches, measures, draws and writes."""
     sets = open_named_faces([f'{ORIGINAL}={args.originals}', *args.sets])
@@ -286,9 +322,15 @@ def run(args: argparse.Namespace) -> None:
         sets=by_set,
         differences=differences,
     )
+    if args.detector:
+        detector = DETECTORS[args.detector]()
+        points = find_points(photos, chosen, detector)
+        record['alignment'] = detector.describe() | alignment_error(points, whose, names, args.seed)
     with whole_file(args.out / 'compare_faces.json', 'x') as file:
         json.dump(record, file, indent=1, ensure_ascii=False)
     print_table(names, by_set, differences)
+    if args.detector:
+        print_alignment(record['alignment'])
     print(
         f'{len(chosen):,} of {len(common):,} photos that all sets have, of {record["people"]:,} people; regions by '
         f'landmarks for {known:,}, by the template for {len(chosen) - known:,}. Intervals resample people.\n'
