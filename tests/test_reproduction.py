@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from facemae_mm.evaluation.intervals import resampled_identities
-from facemae_mm.reproduction import numbers, run, stage, store
+from facemae_mm.reproduction import claims, numbers, run, stage, store
 from facemae_mm.reproduction.claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, Evidence, _above, _same
 from facemae_mm.reproduction.measures import Measured, Measures, difference
 from facemae_mm.reproduction.miniature import Embedder, Miniature
 from facemae_mm.reproduction.run import StageError, run_stages, to_run
 from facemae_mm.reproduction.stage import Stage
 from facemae_mm.reproduction.store import Store, content_digest
-from facemae_mm.reproduction.tables import TABLES, Cells, Row, Run, stages_of
+from facemae_mm.reproduction.tables import FIGURES, TABLES, Cells, Row, Run, stages_of
 
 TOOL = """
     import sys, time
@@ -283,9 +283,10 @@ class Numbers(Measures):
 
     def __init__(self, found):
         super().__init__(None)
-        self.found = found
+        self.found, self.asked = found, set()
 
     def numbers(self, name):
+        self.asked.add(name)
         return self.found.get(name)
 
 
@@ -367,11 +368,14 @@ def test_verdicts(interval, above, same):
     assert _same('a', 'b')(evidence)[0].verdict == same
 
 
-def test_every_claim_names_rows_that_exist(repository, monkeypatch):
+def test_every_claim_names_rows_and_stages_that_exist(repository, monkeypatch):
     """A claim whose rows are misspelt would read 'not run' for ever."""
     monkeypatch.chdir(repository)
     graph = Miniature()
-    tables = {name: table(Cells(graph, 1)) for name, table in TABLES.items()}
+    cells = Cells(graph, 1)
+    tables = {name: table(cells) for name, table in TABLES.items()}
+    figures = {name: stages(cells) for name, stages in FIGURES.items()}
+    assert {'fig1', 'fig4'} <= {stage for stages in figures.values() for stage in stages}
     asked = set()
 
     class Asked(Evidence):
@@ -379,13 +383,42 @@ def test_every_claim_names_rows_that_exist(repository, monkeypatch):
             asked.add(place)
             return super().row(place)
 
-    evidence = Asked(Numbers({}), tables, ['own'])
+    numbers = Numbers({})
+    evidence = Asked(numbers, tables, ['own'])
     for claim in CLAIMS:
         assert {verdict.verdict for verdict in claim.check(evidence)} == {NOT_RUN}
-    assert len(asked) > 20
+    assert len(asked) > 20 and {'fig1', 'fig4', 'alignment'} <= numbers.asked <= set(graph.stages)
     for place in asked:
         table, _, row = place.partition('.')
         assert row in tables[table].rows, place
+
+
+def pairs(*found):
+    return [dict(a=a, b=b) | values for a, b, values in found]
+
+
+def test_claims_read_a_difference_whichever_way_it_was_taken():
+    """FaceMAE's eyes have twice MAE's detail, and match more; its SSIM at the mouth is open."""
+    region = dict(detail=[0.5, 0.4, 0.6], match=[-0.1, -0.2, -0.05], ssim=[-0.1, -0.2, -0.05])
+    mouth = region | dict(ssim=[0.01, -0.02, 0.04])
+    fig4 = dict(differences=pairs(('mae', 'facemae', dict(eyes=region, mouth=mouth))))
+    evidence = Evidence(Numbers(dict(fig4=fig4)), {}, [])
+    assert [v.verdict for v in claims._more_detail('facemae', 'mae')(evidence)] == [HOLDS, HOLDS, OPEN]
+    assert [v.verdict for v in claims._more_detail('mae', 'facemae')(evidence)] == [FAILS, FAILS, FAILS]
+    assert 'facemae / mae 2.000 [1.667, 2.500]' in claims._more_detail('facemae', 'mae')(evidence)[0].figures
+
+    distances = dict(frechet=[0.2, 0.1, 0.3], mmd2=[-0.2, -0.3, -0.1])
+    fig1 = dict(differences=pairs(('mae', 'facemae', distances)))
+    evidence = Evidence(Numbers(dict(fig1=fig1)), {}, [])
+    assert [v.verdict for v in claims._nearer('facemae', 'mae')(evidence)] == [HOLDS, FAILS]
+    assert [v.verdict for v in claims._nearer('mae', 'facemae')(evidence)] == [FAILS, HOLDS]
+
+    worse, same = dict(landmark_error=[0.1, 0.05, 0.2], found=[-0.1, -0.2, -0.05]), dict(found=[0, 0, 0])
+    found = pairs(('seed0', 'eyes', {k: [-v for v in (x[0], x[2], x[1])] for k, x in worse.items()}))
+    found += pairs(('mouth', 'seed0', worse | same))
+    evidence = Evidence(Numbers(dict(alignment=dict(alignment=dict(differences=found)))), {}, [])
+    assert [v.verdict for v in claims._aligns_worse('seed0', 'eyes')(evidence)] == [HOLDS, HOLDS]
+    assert [v.verdict for v in claims._aligns_worse('seed0', 'eyes', 'mouth')(evidence)] == [HOLDS, OPEN]
 
 
 def test_store_names_a_source_that_is_missing(tmp_path):

@@ -109,10 +109,9 @@ def run(args: argparse.Namespace) -> None:
     cells = Cells(graph, args.seeds)
     tables = {name: table(cells) for name, table in TABLES.items()}
     asked = list(TABLES) if 'all' in args.what else [name for name in args.what if name in TABLES]
+    figures = {name: stages(cells) for name, stages in FIGURES.items()}
     targets = stages_of([tables[name] for name in asked])
-    for name, stages in FIGURES.items():
-        if {name, 'all'} & set(args.what):
-            targets += stages(cells)
+    targets += [stage for name, stages in figures.items() if {name, 'all'} & set(args.what) for stage in stages]
     store = Store(graph.stages, sources, args.cache.absolute(), args.results.absolute() / 'stages')
     os.chdir(ROOT)  # where stages find tools/ and configs/
     for name, path in sources.items():

@@ -265,6 +265,94 @@ def _falls_more(place: str) -> Callable[[Evidence], list[Verdict]]:
     return check
 
 
+def _pair_of(differences: Sequence[dict], a: str, b: str) -> tuple[dict, bool]:
+    """The difference of two sets, and whether it is b less a."""
+    found = next(one for one in differences if {one['a'], one['b']} == {a, b})
+    return found, found['a'] == b
+
+
+def _signed(values: Sequence[float], turned: bool, neutral: float = 0.0) -> list[float]:
+    """[value, low, high] of a over b; a difference about 0, or a ratio about 1."""
+    if not turned:
+        return list(values)
+    mean, low, high = [1 / value if neutral else -value for value in values]
+    return [mean, high, low]
+
+
+def _positive(low: float, high: float, neutral: float = 0.0) -> str:
+    return HOLDS if low > neutral else FAILS if high < neutral else OPEN
+
+
+def _more_detail(ours: str, other: str) -> Callable[[Evidence], list[Verdict]]:
+    """Ours has more of the original's detail at eyes and mouth (Figure 4), without an embedder."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        numbers = evidence.measures.numbers('fig4')
+        if numbers is None:
+            return [Verdict('similarity at eyes and mouth', NOT_RUN, '')]
+        pair, turned = _pair_of(numbers['differences'], ours, other)
+        verdicts = []
+        for measure, neutral, shown in (('detail', 1.0, '×'), ('match', 0.0, '−'), ('ssim', 0.0, '−')):
+            found = {region: _signed(pair[region][measure], turned, neutral) for region in ('eyes', 'mouth')}
+            verdict = worst([_positive(value[1], value[2], neutral) for value in found.values()])
+            figures = '; '.join(
+                f'{region} {ours} {"/" if neutral else shown} {other} {mean:.3f} [{low:.3f}, {high:.3f}]'
+                for region, (mean, low, high) in found.items()
+            )
+            verdicts.append(Verdict(measure, verdict, figures))
+        return verdicts
+
+    return check
+
+
+def _nearer(ours: str, *others: str) -> Callable[[Evidence], list[Verdict]]:
+    """Ours lies nearer to the originals in a judge's space than others do (Figure 1)."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        numbers = evidence.measures.numbers('fig1')
+        if numbers is None:
+            return [Verdict('distance to the originals', NOT_RUN, '')]
+        verdicts = []
+        for measure, title in (('frechet', 'Fréchet distance'), ('mmd2', 'MMD²')):
+            found = {}
+            for other in others:
+                pair, turned = _pair_of(numbers['differences'], other, ours)
+                found[other] = _signed(pair[measure], turned)
+            verdict = worst([_positive(low, high) for _, low, high in found.values()])
+            figures = '; '.join(
+                f'{other} − {ours} {mean:+.4f} [{low:+.4f}, {high:+.4f}]' for other, (mean, low, high) in found.items()
+            )
+            verdicts.append(Verdict(title, verdict, figures))
+        return verdicts
+
+    return check
+
+
+def _aligns_worse(reference: str, *others: str) -> Callable[[Evidence], list[Verdict]]:
+    """Others' faces are found more rarely than those of the reference, or their landmarks lie farther off (Table 7)."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        numbers = evidence.measures.numbers('alignment')
+        if numbers is None:
+            return [Verdict('alignment', NOT_RUN, '')]
+        verdicts = []
+        for measure, sign, title in (('landmark_error', 1, 'landmark error'), ('found', -1, 'faces found')):
+            found = {}
+            for other in others:
+                pair, turned = _pair_of(numbers['alignment']['differences'], other, reference)
+                found[other] = _signed(pair[measure], turned)
+            shown = '; '.join(
+                f'{other} − {reference} {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]'
+                for other, (mean, low, high) in found.items()
+            )
+            each = [_positive(*((low, high) if sign > 0 else (-high, -low))) for _, low, high in found.values()]
+            unit = '% of the distance of the eyes' if sign > 0 else 'points'
+            verdicts.append(Verdict(title, worst(each), f'{shown} {unit}'))
+        return verdicts
+
+    return check
+
+
 MAE, OURS = 'table2.mse', 'table2.im_rm'
 RELEASED, ORIGINAL = 'original_released', 'original_original'
 SYNFACE = ('table1.synface', 'table1.synface_im', 'table1.synface_dm')
@@ -319,6 +407,12 @@ CLAIMS = (
     ),
     Claim('deeper recognisers', 'R100 outperforms R18.', 'Table 5', _above('table5.r100', 'table5.r18')),
     Claim(
+        'any architecture',
+        'The reconstructed faces are not sensitive to network architectures.',
+        'Table 5',
+        _all(_same('table5.r18', 'table5.mbf'), _same('table5.r18', 'table5.vit')),
+    ),
+    Claim(
         'β up to 1',
         'Performance increases monotonically when β rises from 0.1 to 1.',
         'Table 6',
@@ -336,6 +430,12 @@ CLAIMS = (
         'Masking eyes or mouth consistently degrades.',
         'Table 7',
         _all(_above('table7.seed0', 'table7.eyes'), _above('table7.seed0', 'table7.mouth')),
+    ),
+    Claim(
+        'eyes and mouth in alignment',
+        'Masking these areas also causes difficulties for face alignment.',
+        'Table 7',
+        _aligns_worse('seed0', 'eyes', 'mouth'),
     ),
     Claim(
         'fewer masks at deployment',
@@ -379,6 +479,18 @@ CLAIMS = (
         'It achieves remarkable improvement over MAE.',
         'Section 4.5',
         _above(OURS, MAE),
+    ),
+    Claim(
+        'more detail than MAE',
+        'Around eyes and mouth, FaceMAE reconstructs more details than vanilla MAE.',
+        'Figure 4',
+        _more_detail('facemae', 'mae'),
+    ),
+    Claim(
+        'nearer to the originals',
+        'FaceMAE faces are distributed more like the originals than masked, generated or MAE faces.',
+        'Figure 1',
+        _nearer('facemae', 'mae', 'masked', 'synface'),
     ),
     Claim(
         'imitation by MAE',

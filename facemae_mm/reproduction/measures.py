@@ -66,7 +66,7 @@ class Measures:
         self._weights: np.ndarray | None = None
 
     def numbers(self, name: str) -> dict | None:
-        """Of a stage that has run."""
+        """Of a stage; None where it has not run."""
         record = self.store.record(self.store.stages[name])
         return record and record['numbers']
 

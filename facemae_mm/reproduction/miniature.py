@@ -211,3 +211,9 @@ class Miniature:
         words = ['tools/compare_faces.py', *(f'{name}={faces}' for name, faces in sets.items())]
         words += ['--originals', self.faces('deploy'), '--out', '{out}']
         return self._add('fig4', 'Figure 4: faces side by side', words, {}, None, 'compare_faces', 120)
+
+    def alignment(self, sets: Mapping[str, str]) -> str:
+        """Releases by name → how well their faces are found and aligned (Table 7)."""
+        words = ['tools/compare_faces.py', *(f'{name}={faces}' for name, faces in sets.items())]
+        words += ['--originals', self.faces('deploy'), '--out', '{out}', '--detector', 'dlib', '--photos', '1000']
+        return self._add('alignment', "how Table 7's faces align", words, {}, None, 'compare_faces', 300)

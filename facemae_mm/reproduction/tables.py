@@ -49,12 +49,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper."""
+    """A table of the paper.
+
+    Attributes:
+        name: 'table1' to 'table8'.
+        title: What its rows vary.
+        rows: By key.
+        remark: What a reader must know of all of them.
+        others: Stages beside its rows, for what the paper says of them.
+    """
 
     name: str
     title: str
     rows: dict[str, Row]
     remark: str = ''
+    others: tuple[str, ...] = ()
 
 
 class Cells:
@@ -278,11 +287,17 @@ def table7(cells: Cells) -> Table:
     }
     for region, paper in (('eyes', (98.45, 89.98, 89.76)), ('mouth', (98.77, 90.14, 89.93))):
         rows[region] = Row(region, paper, cells.varied(mask_regions=region), MASKS)
+    releases = dict(seed0=graph.release(graph.facemae(0), 0))
+    releases |= {
+        region: graph.release(graph.facemae(0, mask_regions=region), 0, mask_regions=region)
+        for region in ('eyes', 'mouth')
+    }
     return Table(
         'table7',
         'What is masked',
         rows,
         'A seed is one of training and of masks. Regions are always removed, random patches fill up to 75 %.',
+        (graph.alignment({name: f'{{{release}}}' for name, release in releases.items()}),),
     )
 
 
@@ -358,4 +373,4 @@ def stages_of(tables: Sequence[Table]) -> list[str]:
         for row in rows:
             for run in row.runs[seed : seed + 1]:
                 found |= dict.fromkeys([*run.separation.values(), run.verify, *filter(None, [run.audit])])
-    return list(found)
+    return list(found | dict.fromkeys(stage for table in tables for stage in table.others))
