@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from .measures import Measured, Measures, difference
 from .tables import Row, Table
 
@@ -63,6 +65,11 @@ class Evidence:
         table, _, row = place.partition('.')
         return self.tables[table].rows.get(row) if table in self.tables else None
 
+    def minus(self, a: str, b: str) -> str:
+        """'a − b', as their rows are called."""
+        rows = ((place, self.row(place)) for place in (a, b))
+        return ' − '.join(row.label if row else place for place, row in rows)
+
     def _pair(self, a: str, b: str, measure: Callable[[Row, int | None], Measured | None]) -> Measured | None:
         """a − b over the runs that both have."""
         rows = self.row(a), self.row(b)
@@ -94,10 +101,12 @@ def _above(a: str, b: str, margin: float = 0.0) -> Callable[[Evidence], list[Ver
         found = []
         for measure, value in evidence.differences(a, b).items():
             if value is None:
-                found.append(Verdict(measure, NOT_RUN, f'{a} − {b}'))
+                found.append(Verdict(measure, NOT_RUN, ''))
                 continue
             verdict = HOLDS if value.low > margin else FAILS if value.high < margin else OPEN
-            found.append(Verdict(measure, verdict, f'{a} − {b}: {_points(value)} points, {value.runs} runs'))
+            found.append(
+                Verdict(measure, verdict, f'{evidence.minus(a, b)}: {_points(value)} points, {value.runs} runs')
+            )
         return found
 
     return check
@@ -115,12 +124,14 @@ def _same(a: str, b: str) -> Callable[[Evidence], list[Verdict]]:
         found = []
         for measure, value in evidence.differences(a, b).items():
             if value is None:
-                found.append(Verdict(measure, NOT_RUN, f'{a} − {b}'))
+                found.append(Verdict(measure, NOT_RUN, ''))
                 continue
             inside = -NEGLIGIBLE < value.low and value.high < NEGLIGIBLE
             outside = value.low > NEGLIGIBLE or value.high < -NEGLIGIBLE
             verdict = HOLDS if inside else FAILS if outside else OPEN
-            found.append(Verdict(measure, verdict, f'{a} − {b}: {_points(value)} points, {value.runs} runs'))
+            found.append(
+                Verdict(measure, verdict, f'{evidence.minus(a, b)}: {_points(value)} points, {value.runs} runs')
+            )
         return found
 
     return check
@@ -158,12 +169,17 @@ def _error_halved(ours: str, others: Sequence[str]) -> Callable[[Evidence], list
         best = max((place for place in found if place != ours), key=lambda place: found[place].mean)
         runs = min(found[ours].runs, found[best].runs)
         a, b = (evidence.measures.accuracy(rows[place], runs) for place in (ours, best))
-        ratios = sorted((1 - a.resampled) / (1 - b.resampled))
+        with np.errstate(divide='ignore'):  # some resample may hold no error
+            ratios = sorted((1 - a.resampled) / (1 - b.resampled))
         low, high = ratios[int(0.025 * len(ratios))], ratios[int(0.975 * len(ratios))]
         ratio = (1 - a.mean) / (1 - b.mean)
         verdict = HOLDS if high <= 0.5 else FAILS if low > 0.5 else OPEN
         return [
-            Verdict('accuracy', verdict, f'error {ratio:.2f} [{low:.2f}, {high:.2f}] of that of {best}, {runs} runs')
+            Verdict(
+                'accuracy',
+                verdict,
+                f'error {ratio:.2f} [{low:.2f}, {high:.2f}] of that of {rows[best].label}, {runs} runs',
+            )
         ]
 
     return check
@@ -182,7 +198,10 @@ def _sharper(low: str, middle: str, high: str) -> Callable[[Evidence], list[Verd
                 continue
             more = difference(b, a)
             verdict = HOLDS if more.low > 0 and b.low > 0 else FAILS if more.high < 0 or b.high < 0 else OPEN
-            figures = f'{low} − {middle}: {_points(a)}; {middle} − {high}: {_points(b)} points, {a.runs} runs'
+            figures = (
+                f'{evidence.minus(low, middle)}: {_points(a)}; {evidence.minus(middle, high)}: {_points(b)} points, '
+                f'{a.runs} runs'
+            )
             found.append(Verdict(measure, verdict, figures))
         return found
 
@@ -215,7 +234,10 @@ def _leaks_less(a: tuple[str, str, str], b: tuple[str, str, str]) -> Callable[[E
         for attacker in first.keys() & second.keys():
             x, y = first[attacker][-1][1], second[attacker][-1][1]
             verdict = HOLDS if x[2] < y[1] else FAILS if x[1] > y[2] else OPEN
-            figures = f'{a[0]} {a[1]} ({a[2]}) {_percent(x)}, {b[0]} {b[1]} ({b[2]}) {_percent(y)}'
+            figures = ', '.join(
+                f'{evidence.row(place).label}, {pairing.replace("_", " → ")} ({mode} the source) {_percent(rate)}'
+                for (place, pairing, mode), rate in ((a, x), (b, y))
+            )
             verdicts.append(Verdict(attacker, verdict, figures))
         return sorted(verdicts, key=lambda verdict: verdict.measure) or [Verdict('leakage', NOT_RUN, '')]
 

@@ -204,7 +204,9 @@ class Miniature:
         words = ['tools/feature_map.py', *(f'{name}={faces}' for name, faces in sets.items())]
         words += ['--embedder', embedder, *flags, '--out', '{out}', '--accuracy']
         words += [f'{name}={{{stage}}}' for name, stage in accuracies.items()]
-        return self._add('fig1', 'Figure 1: sets in the space of a judge', words, {}, None, 'feature_map', 400)
+        return self._add(
+            'fig1', 'Figure 1: sets in the space of a judge', words, {}, 'feature_map.svg', 'feature_map', 400
+        )
 
     def compare_faces(self, sets: Mapping[str, str]) -> str:
         """Releases by name → Figure 4."""

@@ -39,16 +39,19 @@ def _training(folder: Path, inputs: Mapping[str, Path]) -> dict:
 
 
 def _parts(folder: Path, inputs: Mapping[str, Path]) -> dict:
-    """People and images of every part; the people of each pair, as numbers."""
+    """People and images of every part; the people of each pair, as numbers; C's share that train_overlap has too."""
     with (folder / 'parts' / PAIRS).open(newline='', encoding='utf-8') as file:
         pairs = [[row[key].partition('/')[0] for key in ('key1', 'key2')] for row in csv.DictReader(file)]
     number = {name: i for i, name in enumerate(sorted({name for pair in pairs for name in pair}))}
     found = dict(pairs=[[number[name] for name in pair] for pair in pairs])
+    people = {}
     for part in sorted((folder / 'parts').iterdir()):
         if part.is_dir():
             source = open_faces(part)
             found[part.name] = dict(people=len(source.identities), images=len(source))
-    return found
+            people[part.name] = set(source.identities)
+    shared = people['deploy'] & people['train_overlap']
+    return found | dict(overlap=round(len(shared) / len(people['deploy']), _DIGITS))
 
 
 def _release(folder: Path, inputs: Mapping[str, Path]) -> dict:

@@ -1,5 +1,7 @@
 """The page of a reproduction: the paper's tables beside ours, claims, figures, costs; nothing typed by hand."""
 
+import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,9 +10,10 @@ from mmengine.config import Config
 from ..whole_file import whole_file
 from .charts import draw_leakage, draw_trade_off
 from .claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, Evidence, Verdict, worst
+from .face_regions import MEASURES
 from .measures import Measured, Measures
 from .run import duration
-from .store import Store
+from .store import Store, content_digest
 from .tables import ALL, MASKS, RECOGNISER, Row, Table
 
 PAGE = 'README.md'
@@ -131,9 +134,17 @@ def _table(table: Table, measures: Measures, judges: Sequence[str]) -> list[str]
         f'## Table {table.name.removeprefix("table")}: {table.title}',
         '',
         *_markdown(header, rows),
-        table.remark,
+        table.remark + _overlap(table, measures),
         '',
     ]
+
+
+def _overlap(table: Table, measures: Measures) -> str:
+    """How many of C's people the overlapping training set of Table 4 has."""
+    parts = measures.numbers('parts')
+    if table.name != 'table4' or parts is None:
+        return ''
+    return f' In the last row {parts["overlap"]:.0%} of the people deployed on are among those trained on.'
 
 
 def _separates(row: Row) -> bool:
@@ -159,23 +170,27 @@ def _leakage(audit: dict | None) -> str:
 
 
 def _claims(evidence: Evidence) -> list[str]:
-    rows, counts = [], dict.fromkeys((HOLDS, FAILS, OPEN, NOT_RUN), 0)
+    rows, counts, waiting = [], dict.fromkeys((HOLDS, FAILS, OPEN), 0), []
     for claim in CLAIMS:
-        verdicts: list[Verdict] = claim.check(evidence)
+        verdicts: list[Verdict] = [one for one in claim.check(evidence) if one.verdict != NOT_RUN]
+        if not verdicts:
+            waiting.append(f'{claim.name} ({claim.place})')
+            continue
         for number, verdict in enumerate(verdicts):
-            name = [claim.name, claim.sentence, claim.place] if number == 0 else ['', '', '']
+            name = [f'**{claim.name}**: {claim.sentence}', claim.place] if number == 0 else ['', '']
             rows.append([*name, verdict.measure, f'**{verdict.verdict}**', verdict.figures])
         counts[worst([verdict.verdict for verdict in verdicts])] += 1
     said = ', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)
     return [
         '## The claims',
         '',
-        f'By every measure: {said}. A claim holds where the whole 95 % interval of the difference says so, does not '
-        'hold where the whole interval says the contrary, and is not decided otherwise. Differences are in points, '
-        'paired by people and runs; leakage is compared unpaired, by whether intervals overlap. What "does not matter" '
-        'must lie within 2 points.',
+        f'Of {len(CLAIMS)} sentences of the paper, by every measure that has run: {said or "none has run"}. A claim '
+        'holds where the whole 95 % interval of the difference says so, does not hold where the whole interval says '
+        'the contrary, and is not decided otherwise. Differences are in points, paired by people and runs; leakage is '
+        'compared unpaired, by whether intervals overlap. What "does not matter" must lie within 2 points.',
         '',
-        *_markdown(['claim', 'the paper', 'where', 'measure', 'verdict', 'figures'], rows),
+        *_markdown(['the paper', 'where', 'measure', 'verdict', 'figures'], rows),
+        *([f'Not run: {"; ".join(waiting)}.', ''] if waiting else []),
     ]
 
 
@@ -213,7 +228,55 @@ def _figures(folder: Path, measures: Measures, tables: Mapping[str, Table], judg
             f'Utility against leakage: separation under `{judges[0]}`, and leakage at K = 2 of the worst attacker.',
             '',
         ]
+    lines += _feature_map(folder, measures.store) + _compared_faces(measures.store)
     return ['## Figures', '', *(lines or ['Not run.', ''])]
+
+
+def _feature_map(folder: Path, store: Store) -> list[str]:
+    """Figure 1: its picture, which shows no face, and its distances."""
+    stage = store.stages['fig1']
+    record = store.record(stage)
+    if record is None:
+        return []
+    picture = folder / 'figures/feature_map.svg'
+    if store.has_output(stage):
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(store.output(stage.name), picture)
+    shown = picture.is_file() and content_digest(picture) == record['output']
+    numbers = record['numbers']
+    rows = [
+        [name, *('{:.4f} [{:.4f}, {:.4f}]'.format(*numbers[measure][name]) for measure in ('frechet', 'mmd2'))]
+        for name in numbers['frechet']
+    ]
+    return [
+        *(['![Five sets of faces in one plane](figures/feature_map.svg)', ''] if shown else []),
+        'Figure 1: how far each set lies from the originals in the space of the first judge; `zero` is one half of the '
+        "originals' people from the other.",
+        '',
+        *_markdown(['set', 'Fréchet distance', 'MMD²'], rows),
+        f'Made by `{shlex.join(record["command"])}`.',
+        '',
+    ]
+
+
+def _compared_faces(store: Store) -> list[str]:
+    """Figure 4's numbers; its picture shows real people and stays outside the repository."""
+    record = store.record(store.stages['fig4'])
+    if record is None:
+        return []
+    rows = [
+        [name, region, *('{:.3f} [{:.3f}, {:.3f}]'.format(*about[region][measure]) for measure in MEASURES)]
+        for name, about in record['numbers']['sets'].items()
+        for region in about
+    ]
+    return [
+        f'Figure 4, of {record["numbers"]["photos"]:,} photos: structural similarity to the original, detail (energy '
+        "of the Laplacian) over the original's, and how much of the detail is the original's own (correlation). The "
+        'picture shows real people and is not published; it lies in the cache beside the record made by '
+        f'`{shlex.join(record["command"])}`.',
+        '',
+        *_markdown(['set', 'region', 'SSIM', 'detail, × original', 'match of detail'], rows),
+    ]
 
 
 def _costs(store: Store) -> list[str]:

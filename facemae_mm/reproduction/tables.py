@@ -264,16 +264,16 @@ def table6(cells: Cells) -> Table:
     paper = {0.1: (98.94, 88.21, 87.13), 0.5: (99.02, 89.01, 88.96), 10.0: (98.97, 87.65, 86.96)}
     rows = {}
     for beta, numbers in paper.items():
-        rows[f'b{beta:g}'] = Row(f'{beta:g}', numbers, cells.varied(rm_weight=beta), MASKS)
-    rows['b1'] = Row('1', (99.23, 90.80, 90.25), cells.facemae(), ALL)
+        rows[f'b{beta:g}'] = Row(_beta(beta, 32), numbers, cells.varied(rm_weight=beta), MASKS)
+    rows['b1'] = Row(_beta(1, 32), (99.23, 90.80, 90.25), cells.facemae(), ALL)
     rows = {key: rows[key] for key in ('b0.1', 'b0.5', 'b1', 'b10')}
-    rows['n64'] = Row('1, at N = 64', None, cells.varied(batch_size=64), MASKS, 'half as many steps')
-    return Table(
-        'table6',
-        'β of Eq. 2, at N = 256',
-        rows,
-        'N is 32 here, where β · √(256 / 32) = 2.83 β weighs the same; in the last row N = 64, and 2 β.',
-    )
+    rows['n64'] = Row(_beta(1, 64), None, cells.varied(batch_size=64), MASKS, 'half as many steps')
+    return Table('table6', 'β of Eq. 2', rows, 'The paper has N = 256; β · √(256 / N) weighs the same at another N.')
+
+
+def _beta(beta: float, n: int) -> str:
+    """The paper's β, and what weighs the same here."""
+    return f'β = {beta:g} ({beta * (256 / n) ** 0.5:.2f} at N = {n})'
 
 
 def table7(cells: Cells) -> Table:
