@@ -1,5 +1,6 @@
 """The graph of a reproduction: shared work, killed runs, altered files, and tables that mix nothing."""
 
+import errno
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -31,6 +33,9 @@ TOOL = """
     if word == 'fails':
         print('the reason that it gives')
         sys.exit(3)
+    if word == 'full':
+        with open('/dev/full', 'w') as file:
+            file.write('more than fits')
     if word.startswith('slow'):
         print('at work', flush=True)
         time.sleep(60)
@@ -156,6 +161,31 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(toy):
     made = toy(a=('a',), bad=('mended', 'a'), after=('x', 'bad'), other=('o', 'a'))
     run_stages(made, ['after', 'other'], 1, toy.quiet)
     assert toy.runs() == ['a', 'fails', 'o', 'mended', 'x'] and text(made, 'after') == 'xmendeda'
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no device that is always full')
+def test_a_full_disk_stops_a_stage_and_loses_nothing(toy):
+    made = toy(a=('a',), b=('full', 'a'))
+    with pytest.raises(StageError, match=r'b: .*No space left on device.*the same command goes on'):
+        run_stages(made, ['b'], 1, toy.quiet)
+    assert not (made.results / 'b.json').exists() and made.record(made.stages['a'])
+
+
+def test_a_disk_that_is_full_when_numbers_are_kept_leaves_no_record(toy, monkeypatch):
+    made = toy(a=('a',))
+
+    @contextmanager
+    def full(path, mode):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, 'whole_file', full)
+        with pytest.raises(StageError, match='a: .*No space left on device'):
+            run_stages(made, ['a'], 1, toy.quiet)
+    assert not list(made.results.iterdir())
+    run_stages(made, ['a'], 1, toy.quiet)
+    assert text(made, 'a') == 'a' and made.record(made.stages['a'])['numbers'] == {'length': 1}
 
 
 def test_a_cut_off_record_says_what_to_do(toy):
