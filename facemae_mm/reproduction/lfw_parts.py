@@ -35,7 +35,7 @@ def check_lfw(source: FaceSource, pairs: Path, split: Config) -> None:
     if (people, images) != (split.people, split.images):
         raise ValueError(
             f'{source.path} holds {images} images of {people} people; LFW has {split.images} of {split.people}. Give '
-            'the whole of LFW, aligned: tools/prepare_faces.py makes it from the photographs, --on-error raise.'
+            'the whole of LFW, aligned: tools/prepare_faces.py PHOTOS OUT --keep-names --on-error raise makes it.'
         )
     if keys_digest(sorted(source.keys)) != split.names_sha256:
         raise ValueError(
