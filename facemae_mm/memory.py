@@ -1,37 +1,23 @@
 """Whether a training fits a machine without a GPU, before its model is built."""
 
-import copy
 import ctypes
 import math
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest import mock
 
 import torch
-import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import MODELS, TRANSFORMS
-from mmpretrain.structures import DataSample
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
-from .models.embedders import OnnxFaceNet
-from .precision import native_bfloat16
+from .on_shapes import ModelOnShapes
 
 #: What a process takes of its own beside model and activations: 600 MiB at rest, the rest passing buffers (measured).
 PROCESS_BYTES = 1000 * 2**20
 
 #: What each worker of its loader takes (measured).
 WORKER_BYTES = 64 * 2**20
-
-#: Side of a stored face, for networks that take any.
-FACE_SIZE = 112
 
 #: Tensors of a parameter's size that an optimiser keeps; 2 where it is not named here.
 MOMENTS = dict(SGD=1, RMSprop=1, Lion=1)
@@ -105,22 +91,12 @@ def estimate_memory(config: Config, processes: int = 1) -> MemoryEstimate:
     Raises:
         Exception: Whatever a model raises that cannot run on shapes.
     """
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
-    network = dict(config.model)
-    if config.get('data_preprocessor'):
-        network.setdefault('data_preprocessor', config.data_preprocessor)  # as the Runner does
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    alone = mock.patch('torch.distributed.is_initialized', lambda: False)  # the other processes do not estimate
-    network = _without_files(network)
-    stay = mock.patch.object(torch.nn.Module, 'to', lambda module, *_, **__: module)  # fake modules cannot move
-    with alone, stay, torch.random.fork_rng(devices=[]), warnings.catch_warnings(action='ignore'):
-        with _OnShapes(fake):
-            model = MODELS.build(network)
-        two, three = (_kept_for_backward(model, config, fake, samples) for samples in (2, 3))
+    shapes = ModelOnShapes(config)
+    two, three = (_kept_for_backward(shapes, samples) for samples in (2, 3))
     per_sample = max(three - two, 1)
 
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() * p.element_size() for p in shapes.model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in shapes.model.parameters() if p.requires_grad)
     moments = MOMENTS.get(config.optim_wrapper.optimizer.type, 2)
     buckets = 1 if processes > 1 else 0  # DDP reduces gradients in buffers of its own
     loader = config.train_dataloader
@@ -221,46 +197,9 @@ def _gib(size: int) -> str:
     return f'{size / 2**30:.1f} GiB'
 
 
-def _without_files(model: dict) -> dict:
-    """The config of a model that talks to no other process and reads no file, but for a network that is one (ONNX)."""
-    model = copy.deepcopy(model)
-
-    def strip(node: object) -> None:
-        if isinstance(node, dict):
-            backbone = node.get('backbone')
-            is_file = isinstance(backbone, dict) and backbone.get('type') == 'OnnxFaceNet'
-            if node.get('type') == 'PartialFCHead':
-                _one_process_head(node)
-            for key in ('init_cfg', 'pretrained', 'gather', 'cache', *([] if is_file else ['checkpoint'])):
-                node.pop(key, None)
-        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
-            strip(child)
-
-    strip(model)
-    return model
-
-
-def _one_process_head(head: dict) -> None:
-    """Makes PartialFCHead's config one of ArcFaceHead that needs as much memory as a process, or more.
-
-    Of C classes a process of W holds C / W, and of all W batches together takes the sampled ones, which is as much as
-    its own batch and the sample of all C.
-    """
-    rate = head.pop('sample_rate', 1.0)
-    head.pop('sparse', None)
-    processes = dist.get_world_size() if dist.is_initialized() else 1
-    head.update(type='ArcFaceHead', num_classes=math.ceil(head['num_classes'] * max(rate, 1 / processes)))
-
-
-def _mask_generator(config: Config) -> dict:
-    """The transform of the recipe's pipeline that draws masks for a model of MMPretrain; empty where none does."""
-    pipeline = config.train_dataloader.dataset.get('pipeline', [])
-    return next((step for step in pipeline if step['type'] == 'SimMIMMaskGenerator'), {})
-
-
-def _kept_for_backward(model: torch.nn.Module, config: Config, fake: FakeTensorMode, samples: int) -> int:
+def _kept_for_backward(shapes: ModelOnShapes, samples: int) -> int:
     """Bytes that autograd keeps in one forward pass with `samples` samples, parameters of the model apart."""
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    own = {p.untyped_storage()._cdata for p in shapes.model.parameters()}
     kept = {}  # holds the storages, so that no address is used twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -268,63 +207,8 @@ def _kept_for_backward(model: torch.nn.Module, config: Config, fake: FakeTensorM
         kept[storage._cdata] = storage
         return tensor
 
-    size = (
-        getattr(model.data_preprocessor, 'size', None)
-        or _mask_generator(config).get('input_size')
-        or getattr(getattr(model, 'backbone', None), 'img_size', FACE_SIZE)
-    )
-    height, width = (size, size) if isinstance(size, int) else size
-    wrapper = config.optim_wrapper
-    autocast = wrapper.get('type') == 'AutocastOptimWrapper' and (wrapper.get('emulate') or native_bfloat16('cpu'))
-    data_samples = _samples(model, config, samples)
-    read = mock.patch.object(OnnxFaceNet, '__init__', _for_real(OnnxFaceNet.__init__))
-    with _OnShapes(fake), read, torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+    with shapes.running(samples) as (images, data_samples):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = model(torch.empty(samples, 3, height, width), data_samples, mode='loss')
+            loss = shapes.model(images, data_samples, mode='loss')
     del loss
     return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
-
-
-def _samples(model: torch.nn.Module, config: Config, number: int) -> list[DataSample]:
-    """Labelled samples that remove as many patches as the recipe's pipeline."""
-    pipeline = config.train_dataloader.dataset.get('pipeline', [])
-    ratio = next((step.get('mask_ratio', 0.75) for step in pipeline if step['type'] == 'FaceMask'), 0.75)
-    patches = getattr(getattr(model, 'backbone', None), 'num_patches', 0)
-    mask = (torch.arange(patches) >= int(patches * (1 - ratio))).to(torch.uint8)
-    if generator := _mask_generator(config):
-        mask = torch.from_numpy(TRANSFORMS.build(generator)({})['mask'])
-    samples = [DataSample().set_gt_label(0) for _ in range(number)]
-    for sample in samples:
-        sample.set_field(mask, 'mask', dtype=torch.Tensor)
-    return samples
-
-
-def _for_real(function: Callable) -> Callable:
-    """A function that runs on real tensors wherever it is called."""
-
-    def run(*args, **kwargs):
-        with _disable_current_modes():
-            return function(*args, **kwargs)
-
-    return run
-
-
-class _OnShapes(TorchDispatchMode):
-    """Runs what touches fake tensors, and what makes new ones, on shapes alone; the rest, such as masks, for real.
-
-    A number read from a fake tensor is 0.
-    """
-
-    def __init__(self, fake: FakeTensorMode) -> None:
-        super().__init__()
-        self.fake = fake
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            return func(*args, **kwargs)
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return torch.zeros((), dtype=tensors[0].dtype).item()
-        with self.fake:
-            return func(*args, **kwargs)

@@ -16,13 +16,14 @@ import torch
 
 from facemae_mm.evaluation.intervals import resampled_identities
 from facemae_mm.reproduction import claims, numbers, run, stage, store
-from facemae_mm.reproduction.claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, Evidence, _above, _same
+from facemae_mm.reproduction.claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, Evidence, _above, _error_halved, _same
+from facemae_mm.reproduction.data_flow import Embedder, Size
 from facemae_mm.reproduction.measures import Measured, Measures, difference
-from facemae_mm.reproduction.miniature import Embedder, Miniature
+from facemae_mm.reproduction.miniature import Miniature
 from facemae_mm.reproduction.run import StageError, run_stages, to_run
 from facemae_mm.reproduction.stage import Stage
 from facemae_mm.reproduction.store import Store, content_digest
-from facemae_mm.reproduction.tables import FIGURES, TABLES, Cells, Row, Run, stages_of
+from facemae_mm.reproduction.tables import FIGURES, TABLES, Cells, Row, Run, Table, stages_of
 
 TOOL = """
     import sys, time
@@ -320,9 +321,10 @@ class Numbers(Measures):
         return self.found.get(name)
 
 
-def answers(correct):
-    digits = ''.join('01'[int(value)] for value in correct)
-    return dict(correct=f'{int("1" + digits, 2):x}', answers=len(digits))
+def answers(correct, **others):
+    """What `numbers._verification` keeps of LFW, and of other sets."""
+    digits = {name: ''.join('01'[int(value)] for value in row) for name, row in (dict(lfw=correct) | others).items()}
+    return dict(answers={name: f'{int("1" + row, 2):x}' for name, row in digits.items()})
 
 
 def rows(*counts):
@@ -348,6 +350,71 @@ def test_accuracy_resamples_people_and_runs_as_literal_loops_do():
     assert measured.by_run == pytest.approx(correct.mean(1)) and measured.mean == pytest.approx(correct.mean())
     np.testing.assert_allclose(measured.resampled, values, rtol=1e-12)
     assert (measured.low, measured.high) == pytest.approx(tuple(np.percentile(values, (2.5, 97.5))))
+
+
+def test_answers_of_every_set_are_kept(tmp_path):
+    (tmp_path / 'metrics.json').write_text('{"lfw/accuracy": 0.123456789}')
+    lines = ['set,pair,same,distance,correct', 'cfp_fp,0,1,0.5,0', 'cfp_fp,1,0,0.5,1', 'lfw,0,1,0.1,1', 'lfw,1,0,0.1,0']
+    (tmp_path / 'answers.csv').write_text('\n'.join(lines))
+    kept = numbers._verification(tmp_path, {})
+    assert kept == dict(metrics={'lfw/accuracy': 0.12346}, answers=dict(cfp_fp='5', lfw='6'))
+    assert numbers.answers_of(kept, 'cfp_fp') == [False, True] and numbers.answers_of(kept, 'lfw') == [True, False]
+    assert numbers.answers_of(kept, 'agedb_30') is None
+
+
+def test_pairs_without_people_are_resampled_themselves():
+    rng = np.random.default_rng(0)
+    correct, other = rng.random((2, 40)) < 0.7, rng.random((2, 30)) < 0.6
+    found = {f'a{run}': answers(row, cfp_fp=other[run]) for run, row in enumerate(correct)}
+    (row,) = rows(2)
+    measures = Numbers(found | {'parts': dict(pairs=[[0, 1]] * 40)})
+    measured = measures.accuracy(row, set_name='cfp_fp')
+    drawn_runs = np.random.default_rng(2).integers(2, size=(1000, 2))
+    values = [
+        np.mean([np.repeat(other[run], drawn).mean() for run in chosen])
+        for drawn, chosen in zip(resampled_identities(30), drawn_runs)
+    ]
+    np.testing.assert_allclose(measured.resampled, values, rtol=1e-12)
+    assert measured.by_run == pytest.approx(other.mean(1)) and measures.accuracy(row, set_name='agedb_30') is None
+    assert Numbers(found).accuracy(row).mean == pytest.approx(correct.mean())  # a .bin of LFW, at the paper's size
+    assert measures.sets([Table('', '', dict(a=row))]) == ['cfp_fp']
+
+
+def test_half_the_error_is_asked_on_every_set_that_was_tested():
+    right = np.arange(100)
+    found = {
+        'verify.ours': answers(right >= 1, cfp_fp=right >= 30, agedb_30=right >= 1),
+        'verify.theirs': answers(right >= 30, cfp_fp=right >= 31),
+    }
+    table = Table('table1', '', {key: Row('', None, (Run(f'verify.{key}', {}),), '') for key in ('ours', 'theirs')})
+    evidence = Evidence(Numbers(found), dict(table1=table), [])
+    verdicts = {
+        one.measure: one.verdict for one in _error_halved('table1.ours', ['table1.theirs', 'table1.no'])(evidence)
+    }
+    assert verdicts == {'accuracy': HOLDS, 'accuracy CFP-FP': FAILS, 'accuracy AgeDB': NOT_RUN}
+    assert evidence.differences('table1.ours', 'table1.theirs').keys() == {
+        'accuracy',
+        'accuracy CFP-FP',
+        'accuracy AgeDB',
+    }
+
+
+def test_bins_reach_verification_alone_and_synthetic_faces_are_a_row(monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    plain = Miniature()
+    graph = Miniature(bins=('cfp_fp',), synthetic=Size(77, 770))
+    for made in (plain, graph):
+        table1 = TABLES['table1'](Cells(made, 1))
+        assert ('synthetic' in table1.rows) == (made is graph)
+    changed = {name for name, made in plain.stages.items() if graph.stages[name].command != made.command}
+    assert changed == {name for name in plain.stages if name.startswith('verify.')}
+    sets = graph.stages['verify.r18.original.s0'].recipe()['test_dataloader']['dataset']['sets']
+    assert list(sets) == ['lfw', 'cfp_fp'] and sets['cfp_fp'] == dict(source='{cfp_fp}')
+    (run,) = table1.rows['synthetic'].runs
+    recogniser = graph.stages[graph.stages[run.verify].inputs[1]]
+    assert recogniser.recipe()['model']['head']['num_classes'] == 77
+    assert recogniser.recipe()['train_dataloader']['dataset']['source'] == '{synthetic}'
+    assert '--links' not in graph.stages[run.separation['own']].command
 
 
 def test_runs_that_have_not_run_are_left_out():
@@ -404,7 +471,7 @@ def test_verdicts(interval, above, same):
 def test_every_claim_names_rows_and_stages_that_exist(repository, monkeypatch):
     """A claim whose rows are misspelt would read 'not run' for ever."""
     monkeypatch.chdir(repository)
-    graph = Miniature()
+    graph = Miniature(synthetic=Size(77, 770))
     cells = Cells(graph, 1)
     tables = {name: table(cells) for name, table in TABLES.items()}
     figures = {name: stages(cells) for name, stages in FIGURES.items()}

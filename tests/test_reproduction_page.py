@@ -41,7 +41,7 @@ def made_up(stage, rng):
         return people | dict(pairs=rng.integers(PEOPLE, size=(PAIRS, 2)).tolist(), overlap=0.625)
     if kind == 'verification':
         digits = ''.join('01'[int(value)] for value in rng.random(PAIRS) < 0.8)
-        return dict(answers=PAIRS, correct=f'{int("1" + digits, 2):x}')
+        return dict(answers=dict(lfw=f'{int("1" + digits, 2):x}'))
     if kind == 'separation':
         return dict(by_person=(0.7 + 0.1 * rng.random(PEOPLE)).tolist())
     if kind == 'audit':
@@ -89,7 +89,7 @@ def page(repository, monkeypatch, tmp_path):
         picture.write_text('<svg/>')
         if 'fig1' in found:
             found['fig1']['output'] = content_digest(picture)
-        return write_page(tmp_path / 'page', store, tables, ['own'], 'python tools/reproduce.py all --scale mini')
+        return write_page(tmp_path / 'page', store, graph, tables, 'python tools/reproduce.py all --scale mini')
 
     return write
 

@@ -1,6 +1,6 @@
 """What a cell measured, over its runs, with intervals; and differences between cells, paired."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +8,12 @@ import numpy as np
 from ..evaluation.intervals import resampled_identities
 from .numbers import answers_of
 from .store import Store
-from .tables import Row, Run
+from .tables import Row, Run, Table
 
 RESAMPLES = 1000
+
+#: Verification sets by their names in recipes, and as the paper calls them.
+SETS = dict(lfw='LFW', cfp_fp='CFP-FP', agedb_30='AgeDB')
 
 
 @dataclass(frozen=True)
@@ -63,58 +66,78 @@ class Measures:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._weights: np.ndarray | None = None
+        self._weights: dict[str, np.ndarray] = {}
 
     def numbers(self, name: str) -> dict | None:
-        """Of a stage; None where it has not run."""
-        record = self.store.record(self.store.stages[name])
+        """Of a stage; None where it has not run, or is none of this scale."""
+        record = self.store.record(self.store.stages[name]) if name in self.store.stages else None
         return record and record['numbers']
 
-    def _done(self, row: Row, stages: Callable[[Run], str | None], runs: int | None) -> list[dict]:
-        """Numbers of the first runs of a row, up to the first that has not run."""
+    def sets(self, tables: Iterable[Table]) -> list[str]:
+        """Verification sets, LFW apart, on which anything was tested."""
+        found = set()
+        for name in {run.verify for table in tables for row in table.rows.values() for run in row.runs}:
+            found |= (self.numbers(name) or {'answers': {}})['answers'].keys()
+        return [name for name in SETS if name in found and name != 'lfw']
+
+    def _done(self, row: Row, read: Callable[[Run], Sequence | None], runs: int | None) -> np.ndarray:
+        """What is read off the first runs of a row, up to the first that has not run: (runs, …)."""
         found = []
         for run in row.runs[:runs]:
-            name = stages(run)
-            numbers = name and self.numbers(name)
-            if not numbers:
+            values = read(run)
+            if values is None:
                 break
-            found.append(numbers)
-        return found
+            found.append(values)
+        return np.array(found)
 
-    def accuracy(self, row: Row, runs: int | None = None) -> Measured | None:
-        """Share of the test's pairs that recognisers trained on the row's faces answered rightly.
+    def accuracy(self, row: Row, runs: int | None = None, set_name: str = 'lfw') -> Measured | None:
+        """Share of a set's pairs that recognisers trained on the row's faces answered rightly.
 
-        A pair (a, b) weighs multiplicity(a) · multiplicity(b), a pair (a, a) multiplicity(a), as in `FaceVerification`.
+        Where the people of the pairs are known, as in the miniature, a pair (a, b) weighs multiplicity(a) ·
+        multiplicity(b), a pair (a, a) multiplicity(a), as in `FaceVerification`. A `.bin` names no people: there pairs
+        are resampled, as if they were independent.
 
         Args:
             row: The row.
             runs: At most so many; None for all that have run.
+            set_name: Of `SETS`.
         """
-        found = self._done(row, lambda run: run.verify, runs)
-        if not found:
+
+        def read(run: Run) -> list[bool] | None:
+            numbers = self.numbers(run.verify)
+            return numbers and answers_of(numbers, set_name)
+
+        correct = self._done(row, read, runs)  # (runs, P)
+        if not len(correct):
             return None
-        correct = np.array([answers_of(numbers) for numbers in found])  # (runs, P)
-        weights = self._pair_weights()
+        weights = self._pair_weights(set_name, correct.shape[1])
         return _over_runs(correct @ weights.T / weights.sum(1), correct.mean(1))
 
-    def _pair_weights(self) -> np.ndarray:
+    def _pair_weights(self, set_name: str, pairs: int) -> np.ndarray:
         """(R, P)."""
-        if self._weights is None:
-            a, b = np.array(self.numbers('parts')['pairs']).T
-            self._weights = np.array(
-                [
+        if set_name not in self._weights:
+            parts = self.numbers('parts') if set_name == 'lfw' else None
+            if parts is None:
+                weights = list(resampled_identities(pairs, RESAMPLES))
+            else:
+                a, b = np.array(parts['pairs']).T
+                weights = [
                     drawn[a] * np.where(a == b, 1, drawn[b])
                     for drawn in resampled_identities(max(a.max(), b.max()) + 1, RESAMPLES)
                 ]
-            )
-        return self._weights
+            self._weights[set_name] = np.array(weights)
+        return self._weights[set_name]
 
     def separation(self, row: Row, judge: str, runs: int | None = None) -> Measured | None:
         """How well a judge tells the people of the row's faces apart: mean AUC over people."""
-        found = self._done(row, lambda run: run.separation.get(judge), runs)
-        if not found:
+
+        def read(run: Run) -> list[float] | None:
+            numbers = self.numbers(run.separation[judge]) if judge in run.separation else None
+            return numbers and numbers['by_person']
+
+        aucs = self._done(row, read, runs)  # (runs, people)
+        if not len(aucs):
             return None
-        aucs = np.array([numbers['by_person'] for numbers in found])  # (runs, people)
         drawn = np.array(list(resampled_identities(aucs.shape[1], RESAMPLES)))
         return _over_runs(aucs @ drawn.T / aucs.shape[1], aucs.mean(1))
 

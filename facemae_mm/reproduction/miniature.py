@@ -1,55 +1,32 @@
 """The data flow in miniature: how each of its arrows becomes a command (LFW, `configs/mini`)."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
-from .stage import Stage
+from mmengine.config import Config
 
-#: People of the parts of `configs/mini/split.py` that recognisers train on.
-PEOPLE = dict(deploy=508, deploy_w=774, deploy_sub1=381, deploy_sub2=393)
+from .data_flow import DataFlow, Size
+
+#: Of the parts of `configs/mini/split.py` that recognisers train on.
+SIZES = dict(deploy=Size(508, 2843), deploy_w=Size(774, 4061), deploy_sub1=Size(381, 1972), deploy_sub2=Size(393, 2089))
 
 #: Recognisers of `configs/mini`, and how many faces a second each trains on one core.
 RECOGNISERS = dict(r18=104, r50=68, r100=40, mbf=40, vit=60, domain_mixup=90)
-IMAGES = dict(deploy=2843, deploy_w=4061, deploy_sub1=1972, deploy_sub2=2089)
 
 
-class Embedder(NamedTuple):
-    """An embedder that no training saw: what `open_embedder` opens, and its input."""
+class Miniature(DataFlow):
+    """Everything is trained anew, small; LFW is its one set of faces, and its pairs of two folds verify."""
 
-    mean: str | None = None
-    std: str | None = None
-
-
-class Miniature:
-    """Builds stages; each method is an arrow of the data flow and returns the name of its stage.
-
-    Args:
-        unseen: Embedders from outside that no training saw, by the name of their source.
-
-    Attributes:
-        stages: What was built, by name.
-    """
-
-    def __init__(self, unseen: Mapping[str, Embedder] | None = None) -> None:
-        self.stages: dict[str, Stage] = {}
-        self.unseen = dict(unseen or {})
-
-    def _add(
-        self,
-        name: str,
-        title: str,
-        words: list[str],
-        options: Mapping,
-        output: str | None,
-        numbers: str,
-        seconds: float,
-    ) -> str:
-        if options:
-            words = [*words, '--cfg-options', *(f'{key}={value}' for key, value in options.items())]
-        stage = Stage(name, title, tuple(words), output, numbers, seconds)
-        if self.stages.setdefault(name, stage) != stage:
-            raise ValueError(f'Two stages are named {name}.')
-        return name
+    network = 'r18'
+    batch = 32
+    title = 'The paper in miniature'
+    remarks = dict(
+        table1='Recognisers are R18 where nothing else stands; the paper has R50 but for FaceCrowd.',
+        table3='All start from the one start, which was trained at 75 %.',
+        table4='W: folds 1 to 5; C: 6 to 8; halves of W by the hash of the name. In the last row the people of folds 6 '
+        'and 7 train FaceMAE and are deployed. The start is of people of no part.',
+        table5='All narrow: 8 channels at the stem where the paper has 64.',
+        table6='The paper has N = 256; β · √(256 / N) weighs the same at another N.',
+    )
 
     def parts(self) -> str:
         """LFW → its parts."""
@@ -57,8 +34,12 @@ class Miniature:
         return self._add('parts', 'LFW cut into parts', words, {}, 'parts', 'parts', 15)
 
     def faces(self, part: str) -> str:
-        """Real faces of a part."""
-        return f'{{{self.parts()}}}/{part}'
+        """A folder of `parts`, or the source 'synthetic'."""
+        return '{synthetic}' if part == 'synthetic' else f'{{{self.parts()}}}/{part}'
+
+    def size(self, part: str) -> Size:
+        """Of `SIZES`, or of others' synthetic faces."""
+        return self.synthetic_size if part == 'synthetic' else SIZES[part]
 
     def _train(self, name: str, title: str, recipe: str, options: Mapping, seconds: float) -> str:
         words = ['tools/train.py', f'configs/mini/{recipe}.py', '--work-dir', '{out}', '--resume']
@@ -128,94 +109,67 @@ class Miniature:
         name = f'release.gan{".mixup" if identity_mixup else ""}.s{seed}'
         return self._add(name, f'synthetic faces, seed {seed}', words, options, 'release', 'release', 120)
 
-    def recogniser(self, faces: str, label: str, seed: int, network: str = 'r18', part: str = 'deploy') -> str:
+    def recogniser(self, faces: str, label: str, seed: int, network: str, part: str = 'deploy') -> str:
         """Faces → a recogniser trained on them, from scratch; 'domain_mixup' blends them with real ones of W."""
-        options = dict(recognition_faces=faces, num_classes=PEOPLE[part], seed=seed)
+        options = dict(recognition_faces=faces, num_classes=self.size(part).people, seed=seed)
         if network == 'domain_mixup':
             options['real_faces'] = self.faces('train')
         title = f'{network} on {label}, seed {seed}'
-        seconds = 10 * IMAGES[part] / RECOGNISERS[network] + 20
+        seconds = 10 * self.size(part).images / RECOGNISERS[network] + 20
         return self._train(f'{network}.{label}.s{seed}', title, f'arcface_{network}', options, seconds)
 
-    def verify(self, recogniser: str, network: str = 'r18', part: str = 'deploy') -> str:
-        """A recogniser → its accuracy on the pairs of folds 9 and 10."""
+    def verify(self, recogniser: str, network: str, part: str = 'deploy') -> str:
+        """A recogniser → its accuracy on the pairs of folds 9 and 10, and on what `bins` names."""
         words = ['tools/test.py', f'configs/mini/arcface_{network}.py', f'{{{recogniser}}}', '--work-dir', '{out}']
         words += ['--out', '{out}/metrics.json', '--out-item', 'metrics']
         options = dict(
-            num_classes=PEOPLE[part],
+            num_classes=self.size(part).people,
             verification_faces=self.faces('test'),
             verification_pairs=f'{{{self.parts()}}}/pairs.csv',
             answers='{out}/answers.csv',
+            **{f'test_dataloader.dataset.sets.{name}.source': f'{{{name}}}' for name in self.bins},
         )
         name, title = f'verify.{recogniser}', f'accuracy of {recogniser}'
         return self._add(name, title, words, options, 'metrics.json', 'verification', 40)
 
-    def utility(self, faces: str, label: str, seed: int, network: str = 'r18', part: str = 'deploy') -> str:
-        """Faces → the accuracy of a recogniser trained on them."""
-        return self.verify(self.recogniser(faces, label, seed, network, part), network, part)
+    def described(self, record: Callable[[str], dict | None]) -> list[str]:
+        """From the split and the recipes."""
+        split = Config.fromfile('configs/mini/split.py')
+        parts = (record('parts') or {}).get('numbers', {})
 
-    def judge(self) -> str:
-        """An embedder that no reconstructor's training saw and that needs nothing from outside: trained on W."""
-        return self.recogniser(self.faces('deploy_w'), 'w', 0, 'r18', 'deploy_w')
+        def part(name: str) -> str:
+            folds, counted = split.parts[name].folds, parts.get(name)
+            named = f'folds {folds[0]} to {folds[-1]}' if len(folds) > 1 else 'fold 0'
+            return named + (f' ({counted["people"]:,} people, {counted["images"]:,} faces)' if counted else '')
 
-    def judges(self) -> dict[str, tuple[str, list[str]]]:
-        """Embedders that training never saw: what a command names each by, and its flags."""
-        found = {}
-        for name, embedder in self.unseen.items():
-            flags = []
-            for option, value in zip(('--mean', '--std'), embedder, strict=True):
-                flags += [option, *value.split('/')] if value else []
-            found[name] = f'{{{name}}}', flags
-        found['own'] = f'{{{self.judge()}}}', []
-        return found
+        def seen(name: str) -> str:
+            found = record(name)
+            if found is None:
+                return 'not run'
+            batch = self.stages[name].recipe()['train_dataloader']['batch_size']
+            return f'{found["numbers"]["iterations"] * batch:,} faces seen'
 
-    def separation(self, faces: str, label: str, links: bool = True) -> dict[str, str]:
-        """Faces → how well embedders that training never saw tell their people apart."""
-        found = {}
-        for judge, (embedder, flags) in self.judges().items():
-            words = ['tools/separation.py', embedder, faces, '--out', '{out}/separation.json', *flags]
-            words += ['--links', f'{faces}.private/links.csv'] if links else []
-            title = f'separation of {label} under {judge}'
-            found[judge] = self._add(f'separation.{judge}.{label}', title, words, {}, None, 'separation', 45)
-        return found
-
-    def audit(self, faces: str, label: str, imitations: Mapping[str, str] | None = None, part: str = 'deploy') -> str:
-        """Real and released faces → leakage (Eq. 3), by φ and by an embedder that training never saw."""
-        words = ['tools/audit.py', self.faces(part), faces, '--out', '{out}/audit', '--attackers', 'configs/audit.py']
-        words += ['--links', f'{faces}.private/links.csv', '--no-card', '--no-pixels']
-        for name, made in (imitations or {}).items():
-            words += ['--imitation', f'{name}={made}:{made}.private/links.csv']
-        options, only = {}, ['embedder']
-        for name, embedder in self.unseen.items():
-            options = dict(second_embedder=f'{{{name}}}')
-            options |= {f'second_{key}': value for key, value in embedder._asdict().items() if value}
-            only.append('second_embedder')
-            break
-        words += ['--only', *only]
-        return self._add(f'audit.{label}', f'leakage of {label}', words, options, None, 'audit', 240)
-
-    def _judged(self) -> tuple[str, list[str]]:
-        """The first judge, as a command names it, and its flags."""
-        return next(iter(self.judges().values()))
-
-    def feature_map(self, sets: Mapping[str, str], accuracies: Mapping[str, str]) -> str:
-        """Sets of faces by name, and stages with their accuracies → Figure 1."""
-        embedder, flags = self._judged()
-        words = ['tools/feature_map.py', *(f'{name}={faces}' for name, faces in sets.items())]
-        words += ['--embedder', embedder, *flags, '--out', '{out}', '--accuracy']
-        words += [f'{name}={{{stage}}}' for name, stage in accuracies.items()]
-        return self._add(
-            'fig1', 'Figure 1: sets in the space of a judge', words, {}, 'feature_map.svg', 'feature_map', 400
-        )
-
-    def compare_faces(self, sets: Mapping[str, str]) -> str:
-        """Releases by name → Figure 4."""
-        words = ['tools/compare_faces.py', *(f'{name}={faces}' for name, faces in sets.items())]
-        words += ['--originals', self.faces('deploy'), '--out', '{out}']
-        return self._add('fig4', 'Figure 4: faces side by side', words, {}, None, 'compare_faces', 120)
-
-    def alignment(self, sets: Mapping[str, str]) -> str:
-        """Releases by name → how well their faces are found and aligned (Table 7)."""
-        words = ['tools/compare_faces.py', *(f'{name}={faces}' for name, faces in sets.items())]
-        words += ['--originals', self.faces('deploy'), '--out', '{out}', '--detector', 'dlib', '--photos', '1000']
-        return self._add('alignment', "how Table 7's faces align", words, {}, None, 'compare_faces', 300)
+        recipe = self.stages['facemae.0'].recipe()
+        model, batch = recipe['model'], recipe['train_dataloader']['batch_size']
+        arch, neck, loss = model['backbone']['arch'], model['neck'], model['head']['loss']
+        tests = ' and '.join(map(str, split.test_folds))
+        encoder, decoder = (arch['embed_dims'], arch['num_layers']), (neck['decoder_embed_dim'], neck['decoder_depth'])
+        return [
+            f'LFW by its ten folds, which share no person. W, {part("train")}, trains FaceMAE; C, the people of '
+            f'{part("deploy")} with {split.parts.deploy.min_images} faces or more, is released; the pairs of folds '
+            f'{tests} verify; the people whom no pair names ({part("start")}) train the one start of all. The split '
+            'stood in `configs/mini/split.py` before the first result.',
+            '',
+            f'FaceMAE: {neck["num_patches"]} patches of {model["backbone"]["patch_size"]} pixels, encoder '
+            f'{encoder[0]} × {encoder[1]}, decoder {decoder[0]} × {decoder[1]}; '
+            f"φ is {loss['phi']['backbone']['type']}; N = {batch}, where the paper's β = 1 is {loss['beta']:.2f}. One "
+            f'plain MAE, MSE on removed patches of the people whom no pair names ({seen("mae")}), is the origin of '
+            f'all: it goes on as plain MAE on W ({seen("mae.w.0")}; the row MSE), or, for every FaceMAE, with the '
+            f'visible patches supervised too ({seen("start")}; the start) and then on W by the loss of the row '
+            f'({seen("facemae.0")}). Recognisers train from scratch.',
+            '',
+            "Accuracy is that of a recogniser trained on a row's faces, which is weak at this size. Separation asks "
+            "embedders that no reconstructor's training saw how well they tell the people of a row's faces apart: AUC, "
+            'mean over people, % (50 is chance).',
+            '',
+        ]

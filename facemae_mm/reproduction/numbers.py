@@ -61,11 +61,13 @@ def _release(folder: Path, inputs: Mapping[str, Path]) -> dict:
 
 
 def _verification(folder: Path, inputs: Mapping[str, Path]) -> dict:
-    """Metrics, and which pairs were answered rightly, 0 and 1 in their order, as hexadecimal digits."""
-    metrics = read_json(folder / 'metrics.json', _REMEDY)
+    """Metrics, and of every set which pairs were answered rightly: 0 and 1 in their order behind a 1, hexadecimal."""
+    correct: dict[str, list[str]] = {}
     with (folder / 'answers.csv').open(newline='', encoding='utf-8') as file:
-        correct = ''.join(row['correct'] for row in csv.DictReader(file))
-    return dict(metrics=_rounded(metrics), answers=len(correct), correct=f'{int("1" + correct, 2):x}')
+        for row in csv.DictReader(file):
+            correct.setdefault(row['set'], ['1']).append(row['correct'])
+    answers = {name: f'{int("".join(digits), 2):x}' for name, digits in correct.items()}
+    return dict(metrics=_rounded(read_json(folder / 'metrics.json', _REMEDY)), answers=answers)
 
 
 def _separation(folder: Path, inputs: Mapping[str, Path]) -> dict:
@@ -106,9 +108,7 @@ READERS: dict[str, Callable[[Path, Mapping[str, Path]], dict]] = dict(
 )
 
 
-def answers_of(numbers: Mapping) -> list[bool]:
-    """Which pairs were answered rightly, of what `_verification` kept."""
-    digits = bin(int(numbers['correct'], 16))[3:]  # without the leading 1, which keeps zeros
-    if len(digits) != numbers['answers']:
-        raise ValueError(f'{len(digits)} answers where {numbers["answers"]} should be.')
-    return [digit == '1' for digit in digits]
+def answers_of(numbers: Mapping, set_name: str) -> list[bool] | None:
+    """Which pairs of a set were answered rightly, of what `_verification` kept; None where the set was not tested."""
+    kept = numbers['answers'].get(set_name)
+    return None if kept is None else [digit == '1' for digit in bin(int(kept, 16))[3:]]  # '0b' and the leading 1

@@ -5,49 +5,49 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmengine.config import Config
-
 from ..whole_file import whole_file
 from .charts import draw_leakage, draw_trade_off
 from .claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, Evidence, Verdict, worst
+from .data_flow import DataFlow
 from .face_regions import MEASURES
-from .measures import Measured, Measures
+from .measures import SETS, Measured, Measures
 from .run import duration
 from .store import Store, content_digest
 from .tables import ALL, MASKS, RECOGNISER, Row, Table
 
 PAGE = 'README.md'
-SETS = ('LFW', 'CFP-FP', 'AgeDB')
 
 
-def write_page(folder: Path, store: Store, tables: Mapping[str, Table], judges: Sequence[str], command: str) -> Path:
+def write_page(folder: Path, store: Store, graph: DataFlow, tables: Mapping[str, Table], command: str) -> Path:
     """Writes README.md and its charts from the records of a store.
 
     Args:
         folder: Where.
         store: With the records.
+        graph: The data flow that the tables are of.
         tables: By name, all of them.
-        judges: Names of the embedders that training never saw, the main one first.
         command: Words of the command that made it.
 
     Returns:
         The page.
     """
-    measures = Measures(store)
+    measures, judges = Measures(store), list(graph.judges())
     evidence = Evidence(measures, dict(tables), judges)
     lines = [
-        '# The paper in miniature',
+        f'# {graph.title}',
         '',
         'Made by `'
         + command
         + '`; nothing here is typed by hand. Every number comes from a record in `stages/`, which '
         'names its command, what it depended on (SHA-256), its cost and the versions.',
         '',
-        *_described(store),
+        *graph.described(lambda name: store.record(store.stages[name])),
+        _tested(evidence.sets),
+        '',
         *_claims(evidence),
     ]
     for table in tables.values():
-        lines += _table(table, measures, judges)
+        lines += _table(table, measures, judges, evidence.sets)
     lines += _figures(folder, measures, tables, judges)
     lines += _costs(store)
     path = folder / PAGE
@@ -57,46 +57,15 @@ def write_page(folder: Path, store: Store, tables: Mapping[str, Table], judges: 
     return path
 
 
-def _described(store: Store) -> list[str]:
-    """What a reader must know before the numbers, from the split and the recipes."""
-    split = Config.fromfile('configs/mini/split.py')
-    parts = (store.record(store.stages['parts']) or {}).get('numbers', {})
-
-    def part(name: str) -> str:
-        folds, counted = split.parts[name].folds, parts.get(name)
-        named = f'folds {folds[0]} to {folds[-1]}' if len(folds) > 1 else 'fold 0'
-        return named + (f' ({counted["people"]:,} people, {counted["images"]:,} faces)' if counted else '')
-
-    def seen(name: str) -> str:
-        record = store.record(store.stages[name])
-        if record is None:
-            return 'not run'
-        batch = store.stages[name].recipe()['train_dataloader']['batch_size']
-        return f'{record["numbers"]["iterations"] * batch:,} faces seen'
-
-    recipe = store.stages['facemae.0'].recipe()
-    model, batch = recipe['model'], recipe['train_dataloader']['batch_size']
-    arch, neck, loss = model['backbone']['arch'], model['neck'], model['head']['loss']
-    tests = ' and '.join(map(str, split.test_folds))
-    return [
-        f'LFW by its ten folds, which share no person. W, {part("train")}, trains FaceMAE; C, the people of '
-        f'{part("deploy")} with {split.parts.deploy.min_images} faces or more, is released; the pairs of folds {tests} '
-        f'verify; the people whom no pair names ({part("start")}) train the one start of all. The split stood in '
-        '`configs/mini/split.py` before the first result.',
-        '',
-        f'FaceMAE: {neck["num_patches"]} patches of {model["backbone"]["patch_size"]} pixels, encoder '
-        f'{arch["embed_dims"]} × {arch["num_layers"]}, decoder {neck["decoder_embed_dim"]} × {neck["decoder_depth"]}; '
-        f"φ is {loss['phi']['backbone']['type']}; N = {batch}, where the paper's β = 1 is {loss['beta']:.2f}. One "
-        f'plain MAE, MSE on removed patches of the people whom no pair names ({seen("mae")}), is the origin of all: it '
-        f'goes on as plain MAE on W ({seen("mae.w.0")}; the row MSE), or, for every FaceMAE, with the visible patches '
-        f'supervised too ({seen("start")}; the start) and then on W by the loss of the row ({seen("facemae.0")}). '
-        'Recognisers train from scratch.',
-        '',
-        "Accuracy is that of a recogniser trained on a row's faces, which is weak at this size. Separation asks "
-        "embedders that no reconstructor's training saw how well they tell the people of a row's faces apart: AUC, "
-        'mean over people, % (50 is chance). CFP-FP and AgeDB: not run.',
-        '',
-    ]
+def _tested(sets: Sequence[str]) -> str:
+    """Which sets beside LFW verified."""
+    if not sets:
+        return 'CFP-FP and AgeDB: not run.'
+    names = ' and '.join(SETS[name] for name in sets)
+    return (
+        f'Accuracy is also that on {names}: a `.bin`, which names no people, so that intervals resample its pairs as '
+        'if they were independent.'
+    )
 
 
 def _percent(value: Measured | None, digits: int = 1) -> str:
@@ -111,9 +80,10 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     return [lines[0], '|' + '---|' * len(header), *lines[1:], '']
 
 
-def _table(table: Table, measures: Measures, judges: Sequence[str]) -> list[str]:
+def _table(table: Table, measures: Measures, judges: Sequence[str], sets: Sequence[str]) -> list[str]:
     """A table of the paper beside ours."""
-    header = ['', *(f'paper, {name}' for name in SETS), 'accuracy, %', *(f'separation, {judge}, %' for judge in judges)]
+    header = ['', *(f'paper, {name}' for name in SETS.values()), 'accuracy, %']
+    header += [*(f'accuracy {SETS[name]}, %' for name in sets), *(f'separation, {judge}, %' for judge in judges)]
     header += ['leakage at K = 2, %', 'runs', 'over']
     rows = []
     for row in table.rows.values():
@@ -124,6 +94,7 @@ def _table(table: Table, measures: Measures, judges: Sequence[str]) -> list[str]
                 row.label + (f' ({row.remark})' if row.remark else ''),
                 *paper,
                 _percent(accuracy),
+                *(_percent(measures.accuracy(row, None, name)) for name in sets),
                 *(_percent(measures.separation(row, judge)) if _separates(row) else '' for judge in judges),
                 _leakage(measures.leakage(row)) if any(run.audit for run in row.runs) else '',
                 str(accuracy.runs if accuracy else 0),

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -20,6 +20,9 @@ from .store import Store
 
 LOG = 'stage.log'
 SPENT = 'spent.json'
+
+#: Keeps libraries to one thread.
+ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1')
 
 
 class StageError(RuntimeError):
@@ -49,14 +52,21 @@ def to_run(store: Store, targets: Collection[str]) -> list[Stage]:
     return list(found.values())
 
 
-def run_stages(store: Store, targets: Collection[str], jobs: int, say: Callable[[str], None] = print) -> None:
+def run_stages(
+    store: Store,
+    targets: Collection[str],
+    jobs: int,
+    say: Callable[[str], None] = print,
+    one_thread: bool = True,
+) -> None:
     """Runs until every target has its numbers. Nothing runs twice; what a killed run had finished is kept.
 
     Args:
         store: Of the graph.
         targets: Names of stages.
-        jobs: Stages at once, each on one thread.
+        jobs: Stages at once.
         say: Takes a line for people.
+        one_thread: Each stage computes on one thread; else on as many as it likes.
 
     Raises:
         FileExistsError: Another run is at work on these files.
@@ -66,12 +76,14 @@ def run_stages(store: Store, targets: Collection[str], jobs: int, say: Callable[
     lock = lock_folder(store.cache)
     try:
         while todo := to_run(store, targets):
-            _run_all(store, todo, jobs, say)
+            _run_all(store, todo, jobs, say, ONE_THREAD if one_thread else {})
     finally:
         lock.close()
 
 
-def _run_all(store: Store, todo: list[Stage], jobs: int, say: Callable[[str], None]) -> None:
+def _run_all(
+    store: Store, todo: list[Stage], jobs: int, say: Callable[[str], None], environment: Mapping[str, str]
+) -> None:
     place = {stage.name: number for number, stage in enumerate(todo)}
     order = TopologicalSorter({stage.name: place.keys() & set(stage.inputs) for stage in todo})
     order.prepare()
@@ -91,7 +103,7 @@ def _run_all(store: Store, todo: list[Stage], jobs: int, say: Callable[[str], No
                     elif _is_done(store, stage):  # an input that was made anew is as before
                         left -= stage.seconds
                     else:
-                        running[pool.submit(_run_stage, store, stage, processes, say)] = stage
+                        running[pool.submit(_run_stage, store, stage, processes, say, environment)] = stage
                         continue
                     order.done(stage.name)
                     waiting += order.get_ready()
@@ -128,7 +140,13 @@ def _is_done(store: Store, stage: Stage) -> bool:
     return store.record(stage) is not None and (stage.output is None or store.has_output(stage))
 
 
-def _run_stage(store: Store, stage: Stage, processes: set[subprocess.Popen], say: Callable[[str], None]) -> float:
+def _run_stage(
+    store: Store,
+    stage: Stage,
+    processes: set[subprocess.Popen],
+    say: Callable[[str], None],
+    environment: Mapping[str, str],
+) -> float:
     folder = store.folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
     places = {name: str(store.output(name)) for name in stage.inputs}
@@ -151,7 +169,7 @@ def _run_stage(store: Store, stage: Stage, processes: set[subprocess.Popen], say
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1'),
+            env=os.environ | environment,
             pass_fds=[log.fileno()],
         )
         processes.add(process)

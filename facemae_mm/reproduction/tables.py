@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .data_flow import DataFlow
 from .miniature import Miniature
 
 #: What differs between the runs of a cell, and so what its interval covers beside the people of the test.
@@ -11,6 +12,15 @@ MASKS = 'masks and recogniser'
 RECOGNISER = 'recogniser'
 
 Paper = tuple[float | None, float | None, float | None]
+
+#: Recognisers of Table 5, with the paper's numbers for FaceMAE.
+NETWORKS: dict[str, tuple[str, Paper]] = dict(
+    r18=('R18', (98.56, 89.31, 89.13)),
+    r50=('R50', (99.23, 90.80, 90.25)),
+    r100=('R100', (99.53, 91.91, 90.51)),
+    mbf=('MobileFaceNet', (98.40, 88.94, 88.56)),
+    vit=('ViT-S', (98.45, 90.12, 90.18)),
+)
 
 
 @dataclass(frozen=True)
@@ -74,39 +84,43 @@ class Cells:
         seeds: Runs of a cell.
     """
 
-    def __init__(self, graph: Miniature, seeds: int) -> None:
+    def __init__(self, graph: DataFlow, seeds: int) -> None:
         self.graph = graph
         self.seeds = range(seeds)
 
     def _runs(
         self,
         faces: Callable[[int], tuple[str, str]],
-        network: str = 'r18',
+        network: str | None = None,
         part: str = 'deploy',
         links: bool = True,
         separate: bool = True,
         audit: bool = False,
         imitations: Mapping[str, str] | None = None,
     ) -> tuple[Run, ...]:
-        """A run a seed; `faces` gives the words for a seed's faces, and their label."""
+        """A run a seed; `faces` gives the words for a seed's faces, and their label. `network` None is the scale's."""
         runs = []
         for seed in self.seeds:
             words, label = faces(seed)
-            verify = self.graph.utility(words, label, seed, network, part)
-            separation = self.graph.separation(words, label, links) if separate else {}
+            verify = self.graph.utility(words, label, seed, network or self.graph.network, part)
+            separation = self.graph.separation(words, label, links, part) if separate else {}
             leak = self.graph.audit(words, label, imitations, part) if audit and seed == 0 else None
             runs.append(Run(verify, separation, leak))
         return tuple(runs)
 
-    def original(self, network: str = 'r18', part: str = 'deploy') -> tuple[Run, ...]:
+    def original(self, network: str | None = None, part: str = 'deploy') -> tuple[Run, ...]:
         """Real faces."""
         label = 'original' if part == 'deploy' else f'original.{part}'
         return self._runs(lambda seed: (self.graph.faces(part), label), network, part, links=False)
 
+    def synthetic(self) -> tuple[Run, ...]:
+        """Others' synthetic faces."""
+        return self._runs(lambda seed: (self.graph.faces('synthetic'), 'synthetic'), part='synthetic', links=False)
+
     def released(
         self,
         model: Callable[[int], str],
-        network: str = 'r18',
+        network: str | None = None,
         part: str = 'deploy',
         masks: int | None = None,
         audit: bool = False,
@@ -123,7 +137,7 @@ class Cells:
     def faces_of(
         self,
         release: Callable[[int], str],
-        network: str = 'r18',
+        network: str | None = None,
         part: str = 'deploy',
         links: bool = True,
         audit: bool = False,
@@ -135,13 +149,15 @@ class Cells:
             name = release(seed)
             return f'{{{name}}}', name.removeprefix('release.')
 
-        return self._runs(faces, network, part, links, network in ('r18', 'domain_mixup'), audit, imitations)
+        separate = network in (None, self.graph.network, 'domain_mixup')
+        return self._runs(faces, network, part, links, separate, audit, imitations)
 
-    def facemae(self, network: str = 'r18') -> tuple[Run, ...]:
+    def facemae(self, network: str | None = None) -> tuple[Run, ...]:
         """The paper's model: a training, masks and a recogniser a seed; audited with attackers who imitate it."""
         made = {'MAE': self.graph.mae(0), 'FaceMAE': self.graph.facemae(0)}
         imitations = {name: f'{{{self.graph.release(model, 1)}}}' for name, model in made.items()}
-        return self.released(self.graph.facemae, network, audit=network == 'r18', imitations=imitations)
+        audit = network in (None, self.graph.network)
+        return self.released(self.graph.facemae, network, audit=audit, imitations=imitations)
 
     def varied(self, part: str = 'train', deploy: str = 'deploy', **options: float | str) -> tuple[Run, ...]:
         """Another training of FaceMAE, once, deployed at its own masks."""
@@ -157,22 +173,28 @@ def table1(cells: Cells) -> Table:
         seeded = kind in ('masked', 'noise')
         return cells.faces_of(lambda seed: graph.distorted(kind, seed if seeded else 0), audit=True)
 
-    def synthetic(identity_mixup: bool, network: str = 'r18') -> tuple[Run, ...]:
+    def gan(identity_mixup: bool, network: str | None = None) -> tuple[Run, ...]:
         return cells.faces_of(lambda seed: graph.synthetic(identity_mixup, seed), network, links=False)
 
-    faces = 'faces and recogniser, one generator'
-    rows = dict(
-        original=Row('original', None, cells.original(), RECOGNISER),
-        original_r50=Row('original, R50', (99.35, 94.38, 94.73), cells.original('r50'), RECOGNISER),
-        synface=Row('GAN, people of W', None, synthetic(False), faces),
-        synface_im=Row('SynFace: identity mixup', (88.98, 76.23, 72.17), synthetic(True), faces),
-        synface_dm=Row(
-            'SynFace: identity and domain mixup',
-            None,
-            synthetic(True, 'domain_mixup'),
-            faces,
-            'with 77 real people of W',
-        ),
+    mini = isinstance(graph, Miniature)
+    upper_bound, synface = (99.35, 94.38, 94.73), (88.98, 76.23, 72.17)
+    rows = dict(original=Row('original', None if mini else upper_bound, cells.original(), RECOGNISER))
+    if mini:
+        faces = 'faces and recogniser, one generator'
+        rows |= dict(
+            original_r50=Row('original, R50', upper_bound, cells.original('r50'), RECOGNISER),
+            synface=Row('GAN, people of W', None, gan(False), faces),
+            synface_im=Row('SynFace: identity mixup', synface, gan(True), faces),
+            synface_dm=Row(
+                'SynFace: identity and domain mixup', None, gan(True, 'domain_mixup'), faces, 'with 77 real people of W'
+            ),
+        )
+    if graph.synthetic_size:
+        remark = '' if mini else "the paper's are SynFace's"
+        rows['synthetic'] = Row(
+            'synthetic, as released', None if mini else synface, cells.synthetic(), RECOGNISER, remark
+        )
+    rows |= dict(
         parts=Row('parts of faces (FaceCrowd)', (83.58, None, None), distorted('parts'), RECOGNISER),
         blur=Row('blur', None, distorted('blur'), RECOGNISER),
         noise=Row('noise', None, distorted('noise'), 'noise and recogniser'),
@@ -186,22 +208,22 @@ def table1(cells: Cells) -> Table:
             ALL,
             '25 % real pixels',
         ),
-        facemae_r18=Row('FaceMAE, R18', (98.56, 89.31, 89.13), cells.facemae(), ALL),
-        facemae_r50=Row('FaceMAE, R50', (99.23, 90.80, 90.25), cells.facemae('r50'), ALL),
     )
-    return Table(
-        'table1',
-        'Methods',
-        rows,
-        'Recognisers are R18 where nothing else stands; the paper has R50 but for FaceCrowd.',
-    )
+    other = 'r50' if graph.network == 'r18' else 'r18'
+    for key, network in (('facemae', graph.network), ('facemae_other', other)):
+        label, paper = NETWORKS[network]
+        rows[key] = Row(f'FaceMAE, {label}', paper, cells.facemae(network), ALL)
+    return Table('table1', 'Methods', rows, graph.remarks.get('table1', ''))
 
 
 def table2(cells: Cells) -> Table:
     """Losses."""
     graph = cells.graph
-    rows = dict(
-        start=Row('the start itself (MSE, visible patches too)', None, cells.released(lambda s: graph.start()), MASKS),
+    rows = {}
+    if isinstance(graph, Miniature):
+        faces = cells.released(lambda seed: graph.start())
+        rows['start'] = Row('the start itself (MSE, visible patches too)', None, faces, MASKS)
+    rows |= dict(
         mse=Row('MSE (plain MAE)', (97.62, 86.14, 85.68), cells.released(graph.mae, audit=True), ALL),
         im=Row('IM', (98.93, 89.69, 89.78), cells.varied(rm_weight=0.0), MASKS),
         rm=Row('RM', (98.92, 87.10, 86.68), cells.varied(im_weight=0.0), MASKS),
@@ -223,7 +245,7 @@ def table3(cells: Cells) -> Table:
         'table3',
         'Mask ratio in training and deployment',
         {key: rows[key] for key in sorted(rows)},
-        'All start from the one start, which was trained at 75 %.',
+        cells.graph.remarks.get('table3', ''),
     )
 
 
@@ -234,29 +256,16 @@ def table4(cells: Cells) -> Table:
         'c_w': Row('C → W', (99.37, 93.87, 94.14), cells.varied('train_c', 'deploy_w'), MASKS),
         'sub1_sub2': Row('W_sub1 → W_sub2', (99.65, 94.00, 94.36), cells.varied('train_sub1', 'deploy_sub2'), MASKS),
         'sub2_sub1': Row('W_sub2 → W_sub1', (99.47, 94.12, 94.51), cells.varied('train_sub2', 'deploy_sub1'), MASKS),
-        'overlap': Row('folds 3 to 7 → C (people overlap)', None, cells.varied('train_overlap'), MASKS),
     }
-    return Table(
-        'table4',
-        'Training and deployment sets',
-        rows,
-        'W: folds 1 to 5; C: 6 to 8; halves of W by the hash of the name. In the last row the people of folds 6 and 7 '
-        'train FaceMAE and are deployed. The start is of people of no part.',
-    )
+    if isinstance(cells.graph, Miniature):
+        rows['overlap'] = Row('folds 3 to 7 → C (people overlap)', None, cells.varied('train_overlap'), MASKS)
+    return Table('table4', 'Training and deployment sets', rows, cells.graph.remarks.get('table4', ''))
 
 
 def table5(cells: Cells) -> Table:
     """Backbone of the recogniser."""
-    networks = dict(
-        r18=('R18', (98.56, 89.31, 89.13)),
-        r50=('R50', (99.23, 90.80, 90.25)),
-        r100=('R100', (99.53, 91.91, 90.51)),
-        mbf=('MobileFaceNet', (98.40, 88.94, 88.56)),
-        vit=('ViT-S', (98.45, 90.12, 90.18)),
-    )
-    rows = {key: Row(label, paper, cells.facemae(key), ALL) for key, (label, paper) in networks.items()}
-    remark = 'All narrow: 8 channels at the stem where the paper has 64.'
-    return Table('table5', 'Backbone of the recogniser', rows, remark)
+    rows = {key: Row(label, paper, cells.facemae(key), ALL) for key, (label, paper) in NETWORKS.items()}
+    return Table('table5', 'Backbone of the recogniser', rows, cells.graph.remarks.get('table5', ''))
 
 
 def table6(cells: Cells) -> Table:
@@ -264,16 +273,17 @@ def table6(cells: Cells) -> Table:
     paper = {0.1: (98.94, 88.21, 87.13), 0.5: (99.02, 89.01, 88.96), 10.0: (98.97, 87.65, 86.96)}
     rows = {}
     for beta, numbers in paper.items():
-        rows[f'b{beta:g}'] = Row(_beta(beta, 32), numbers, cells.varied(rm_weight=beta), MASKS)
-    rows['b1'] = Row(_beta(1, 32), (99.23, 90.80, 90.25), cells.facemae(), ALL)
+        rows[f'b{beta:g}'] = Row(_beta(beta, cells.graph.batch), numbers, cells.varied(rm_weight=beta), MASKS)
+    rows['b1'] = Row(_beta(1, cells.graph.batch), (99.23, 90.80, 90.25), cells.facemae(), ALL)
     rows = {key: rows[key] for key in ('b0.1', 'b0.5', 'b1', 'b10')}
-    rows['n64'] = Row(_beta(1, 64), None, cells.varied(batch_size=64), MASKS, 'half as many steps')
-    return Table('table6', 'β of Eq. 2', rows, 'The paper has N = 256; β · √(256 / N) weighs the same at another N.')
+    if isinstance(cells.graph, Miniature):
+        rows['n64'] = Row(_beta(1, 64), None, cells.varied(batch_size=64), MASKS, 'half as many steps')
+    return Table('table6', 'β of Eq. 2', rows, cells.graph.remarks.get('table6', ''))
 
 
 def _beta(beta: float, n: int) -> str:
-    """The paper's β, and what weighs the same here."""
-    return f'β = {beta:g} ({beta * (256 / n) ** 0.5:.2f} at N = {n})'
+    """The paper's β, at N = 256, and what weighs the same at another N."""
+    return f'β = {beta:g}' + ('' if n == 256 else f' ({beta * (256 / n) ** 0.5:.2f} at N = {n})')
 
 
 def table7(cells: Cells) -> Table:
@@ -334,16 +344,14 @@ TABLES: dict[str, Callable[[Cells], Table]] = dict(
 
 def figure1(cells: Cells) -> str:
     """The stage of Figure 1: the paper's five kinds of faces, of the first seed."""
-    graph, tables = cells.graph, table1(cells)
-    sets = dict(
-        original=graph.faces('deploy'),
-        masked=f'{{{graph.distorted("masked")}}}',
-        synface=f'{{{graph.synthetic(True, 0)}}}',
-        mae=f'{{{graph.release(graph.mae(0), 0)}}}',
-        facemae=f'{{{graph.release(graph.facemae(0), 0)}}}',
-    )
-    rows = dict(original='original', masked='masked', synface='synface_im', mae='mae', facemae='facemae_r18')
-    return graph.feature_map(sets, {name: tables.rows[row].runs[0].verify for name, row in rows.items()})
+    graph, rows = cells.graph, table1(cells).rows
+    synface = 'synface_im' if 'synface_im' in rows else 'synthetic'
+    sets = dict(original=graph.faces('deploy'), masked=f'{{{graph.distorted("masked")}}}')
+    if synface in rows:
+        generated = synface == 'synface_im'
+        sets['synface'] = f'{{{graph.synthetic(True, 0)}}}' if generated else graph.faces('synthetic')
+    sets |= dict(mae=f'{{{graph.release(graph.mae(0), 0)}}}', facemae=f'{{{graph.release(graph.facemae(0), 0)}}}')
+    return graph.feature_map(sets, {name: rows[{'synface': synface}.get(name, name)].runs[0].verify for name in sets})
 
 
 def figure3(cells: Cells) -> list[str]:
