@@ -411,7 +411,7 @@ def test_bins_reach_verification_alone_and_synthetic_faces_are_a_row(monkeypatch
     sets = graph.stages['verify.r18.original.s0'].recipe()['test_dataloader']['dataset']['sets']
     assert list(sets) == ['lfw', 'cfp_fp'] and sets['cfp_fp'] == dict(source='{cfp_fp}')
     (run,) = table1.rows['synthetic'].runs
-    recogniser = graph.stages[graph.stages[run.verify].inputs[1]]
+    recogniser = graph.stages[run.verify.removeprefix('verify.')]
     assert recogniser.recipe()['model']['head']['num_classes'] == 77
     assert recogniser.recipe()['train_dataloader']['dataset']['source'] == '{synthetic}'
     assert '--links' not in graph.stages[run.separation['own']].command
