@@ -337,52 +337,57 @@ def _more_detail(ours: str, other: str) -> Callable[[Evidence], list[Verdict]]:
     return check
 
 
-def _nearer(ours: str, *others: str) -> Callable[[Evidence], list[Verdict]]:
-    """Ours lies nearer to the originals in a judge's space than others do (Figure 1)."""
+def _apart(
+    stage: str,
+    read: Callable[[dict], Sequence[dict]],
+    reference: str,
+    others: Sequence[str],
+    measures: Sequence[tuple[str, str, int]],
+) -> Callable[[Evidence], list[Verdict]]:
+    """Every other set lies above the reference by a measure with sign 1, below it by one with sign −1.
+
+    Args:
+        stage: Whose numbers have the differences of sets.
+        read: Finds these among the numbers.
+        reference: Name of a set.
+        others: Likewise.
+        measures: Key, title and sign of each.
+    """
 
     def check(evidence: Evidence) -> list[Verdict]:
-        numbers = evidence.measures.numbers('fig1')
+        numbers = evidence.measures.numbers(stage)
         if numbers is None:
-            return [Verdict('distance to the originals', NOT_RUN, '')]
+            return [Verdict(title, NOT_RUN, '') for _, title, _ in measures]
         verdicts = []
-        for measure, title in (('frechet', 'Fréchet distance'), ('mmd2', 'MMD²')):
+        for key, title, sign in measures:
             found = {}
             for other in others:
-                pair, turned = _pair_of(numbers['differences'], other, ours)
-                found[other] = _signed(pair[measure], turned)
-            verdict = worst([_positive(low, high) for _, low, high in found.values()])
+                pair, turned = _pair_of(read(numbers), other, reference)
+                found[other] = _signed(pair[key], turned)
+            each = [_positive(*((low, high) if sign > 0 else (-high, -low))) for _, low, high in found.values()]
             figures = '; '.join(
-                f'{other} − {ours} {mean:+.4f} [{low:+.4f}, {high:+.4f}]' for other, (mean, low, high) in found.items()
+                f'{other} − {reference} {mean:+.4f} [{low:+.4f}, {high:+.4f}]'
+                for other, (mean, low, high) in found.items()
             )
-            verdicts.append(Verdict(title, verdict, figures))
+            verdicts.append(Verdict(title, worst(each), figures))
         return verdicts
 
     return check
+
+
+def _nearer(ours: str, *others: str) -> Callable[[Evidence], list[Verdict]]:
+    """Others lie farther from the originals than ours in a judge's space (Figure 1)."""
+    measures = (('frechet', 'Fréchet distance', 1), ('mmd2', 'MMD²', 1))
+    return _apart('fig1', lambda numbers: numbers['differences'], ours, others, measures)
 
 
 def _aligns_worse(reference: str, *others: str) -> Callable[[Evidence], list[Verdict]]:
     """Others' faces are found more rarely than those of the reference, or their landmarks lie farther off (Table 7)."""
-
-    def check(evidence: Evidence) -> list[Verdict]:
-        numbers = evidence.measures.numbers('alignment')
-        if numbers is None:
-            return [Verdict('alignment', NOT_RUN, '')]
-        verdicts = []
-        for measure, sign, title in (('landmark_error', 1, 'landmark error'), ('found', -1, 'faces found')):
-            found = {}
-            for other in others:
-                pair, turned = _pair_of(numbers['alignment']['differences'], other, reference)
-                found[other] = _signed(pair[measure], turned)
-            shown = '; '.join(
-                f'{other} − {reference} {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]'
-                for other, (mean, low, high) in found.items()
-            )
-            each = [_positive(*((low, high) if sign > 0 else (-high, -low))) for _, low, high in found.values()]
-            unit = '% of the distance of the eyes' if sign > 0 else 'points'
-            verdicts.append(Verdict(title, worst(each), f'{shown} {unit}'))
-        return verdicts
-
-    return check
+    measures = (
+        ('landmark_error', 'landmark error, in distances of the eyes', 1),
+        ('found', 'share of faces found', -1),
+    )
+    return _apart('alignment', lambda numbers: numbers['alignment']['differences'], reference, others, measures)
 
 
 MAE, OURS = 'table2.mse', 'table2.im_rm'
