@@ -105,6 +105,7 @@ def test_everything_that_has_run_is_shown(page):
     assert 'Not run:' not in text and 'not run |' not in text
     assert '62% of the people deployed on' in text and 'β = 10 (28.28 at N = 32)' in text
     assert 'FaceMAE, R18 − MAE:' in text
+    assert '[0](stages/verify.r18.original.s0.json), [1](stages/verify.r18.original.s1.json) | recogniser |' in text
     assert {chart.name for chart in charts} == {'leakage_embedder.svg', 'trade_off.svg', 'feature_map.svg'}
     assert all(f'figures/{chart.name}' in text for chart in charts)
     assert page().read_text() == text and {chart: chart.read_bytes() for chart in charts} == charts

@@ -84,7 +84,7 @@ def _table(table: Table, measures: Measures, judges: Sequence[str], sets: Sequen
     """A table of the paper beside ours."""
     header = ['', *(f'paper, {name}' for name in SETS.values()), 'accuracy, %']
     header += [*(f'accuracy {SETS[name]}, %' for name in sets), *(f'separation, {judge}, %' for judge in judges)]
-    header += ['leakage at K = 2, %', 'runs', 'over']
+    header += ['leakage at K = 2, %', 'records of runs', 'which differ in']
     rows = []
     for row in table.rows.values():
         accuracy = measures.accuracy(row)
@@ -97,7 +97,7 @@ def _table(table: Table, measures: Measures, judges: Sequence[str], sets: Sequen
                 *(_percent(measures.accuracy(row, None, name)) for name in sets),
                 *(_percent(measures.separation(row, judge)) if _separates(row) else '' for judge in judges),
                 _leakage(measures.leakage(row)) if any(run.audit for run in row.runs) else '',
-                str(accuracy.runs if accuracy else 0),
+                _records(row, accuracy),
                 row.varies,
             ]
         )
@@ -108,6 +108,12 @@ def _table(table: Table, measures: Measures, judges: Sequence[str], sets: Sequen
         table.remark + _overlap(table, measures),
         '',
     ]
+
+
+def _records(row: Row, accuracy: Measured | None) -> str:
+    """Links to what is known of each run of a row."""
+    runs = row.runs[: accuracy.runs] if accuracy else ()
+    return ', '.join(f'[{seed}](stages/{run.verify}.json)' for seed, run in enumerate(runs)) or 'none'
 
 
 def _overlap(table: Table, measures: Measures) -> str:
