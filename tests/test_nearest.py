@@ -146,7 +146,7 @@ class FaissOnCpu:
 
     def knn_gpu(self, resources, queries, images, width, metric):
         self.calls += 1
-        found = faiss.knn(queries.numpy(), images.numpy(), width, metric=metric)
+        found = faiss.knn(queries.float().numpy(), images.float().numpy(), width, metric=metric)
         return map(torch.from_numpy, found)
 
 
