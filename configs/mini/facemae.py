@@ -41,7 +41,7 @@ load_from = start_weights
 
 train_dataloader = dict(batch_size=batch_size)
 # Trained on one half of W and deployed on the other (810 steps), separation of people (AUC, MobileFaceNet) went from the
-# start's 0.790 to 0.803 at 1e-4, and to 0.780 at 3e-4, where colours drift to what φ likes; worse at 1e-3.
+# start's 0.790 to 0.803 at 1e-4, and to 0.780 at 3e-4, where colours drift to what φ likes.
 optim_wrapper = dict(optimizer=dict(lr=1e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=1, convert_to_iter_based=True),
