@@ -294,7 +294,7 @@ def numbers(out):
 
 def test_processes_and_a_killed_run_give_the_same(repository, data, tmp_path):
     environment = dict(os.environ, PYTHONPATH=str(repository), OMP_NUM_THREADS='1')
-    for name, flags in (('one', ()), ('two', ('--processes', 2))):  # of one thread each: sums of two may round otherwise
+    for name, flags in (('one', ()), ('two', ('--processes', 2))):  # one thread each: two may round otherwise
         words = command(repository, data, tmp_path / name, *flags)
         done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
         assert done.returncode == 0, done.stderr
