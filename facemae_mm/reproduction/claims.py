@@ -324,11 +324,11 @@ def _more_detail(ours: str, other: str) -> Callable[[Evidence], list[Verdict]]:
             return [Verdict('similarity at eyes and mouth', NOT_RUN, '')]
         pair, turned = _pair_of(numbers['differences'], ours, other)
         verdicts = []
-        for measure, neutral, shown in (('detail', 1.0, '×'), ('match', 0.0, '−'), ('ssim', 0.0, '−')):
+        for measure, neutral in (('detail', 1.0), ('match', 0.0), ('ssim', 0.0)):
             found = {region: _signed(pair[region][measure], turned, neutral) for region in ('eyes', 'mouth')}
             verdict = worst([_positive(value[1], value[2], neutral) for value in found.values()])
             figures = '; '.join(
-                f'{region} {ours} {"/" if neutral else shown} {other} {mean:.3f} [{low:.3f}, {high:.3f}]'
+                f'{region} {ours} {"/" if neutral else "−"} {other} {mean:.3f} [{low:.3f}, {high:.3f}]'
                 for region, (mean, low, high) in found.items()
             )
             verdicts.append(Verdict(measure, verdict, figures))
