@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from facemae_mm.config import load_config
 from facemae_mm.evaluation.intervals import resampled_identities
 from facemae_mm.reproduction import claims, numbers, run, stage, store
 from facemae_mm.reproduction.claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, Evidence, _above, _error_halved, _same
@@ -294,6 +295,24 @@ def test_the_key_depends_on_recipe_options_inputs_and_versions(monkeypatch, repo
     keys.add(made.key(digests))
     assert len(keys) == 4
     assert other.recipe()['model']['head']['loss']['beta'] == pytest.approx(0.5 * 8**0.5)
+
+
+def test_how_a_model_was_trained_reaches_its_release_by_its_weights_alone(tmp_path, monkeypatch, repository):
+    """configs/mini/export.py inherits the training's settings: another learning rate there is no other release."""
+    monkeypatch.chdir(repository)
+    graph = Miniature()
+    model = graph.facemae(0)
+    trained, released = graph.stages[model], graph.stages[graph.release(model, 0)]
+
+    def keys(**settings):
+        monkeypatch.setattr(stage, 'load_config', lambda path, given: load_config(path, given | settings))
+        stage._recipe.cache_clear()
+        return [made.key(dict.fromkeys(made.inputs, 'x')) for made in (trained, released)]
+
+    now, faster = keys(), keys(**{'optim_wrapper.optimizer.lr': 0.5})
+    narrower = keys(**{'model.backbone.arch.embed_dims': 96})
+    stage._recipe.cache_clear()
+    assert now[0] != faster[0] and now[1] == faster[1] != narrower[1]
 
 
 def test_tables_share_their_stages_and_their_recipes_are_read(monkeypatch, repository):

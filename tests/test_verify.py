@@ -221,7 +221,7 @@ NETWORKS = [
 @pytest.mark.parametrize('network', NETWORKS, ids=lambda config: '-'.join(map(str, config.values())))
 def test_a_network_is_found_from_its_keys(tmp_path, network):
     """As its project saves it, and as a recogniser trained here holds it."""
-    torch.manual_seed(0)  # embeddings reach 140, so one near 0 would differ by rounding alone
+    torch.manual_seed(0)  # without a seed, what is near 0 would now and then differ by rounding alone
     bare = randomised(MODELS.build(network)).eval()
     faces = torch.rand(1, 3, 112, 112) * 255
     shown = (faces.flip(1) if bare.channel_order == 'bgr' else faces) / 127.5 - 1
@@ -233,7 +233,7 @@ def test_a_network_is_found_from_its_keys(tmp_path, network):
         torch.save(content, path)
         phi = open_embedder(path)
         assert type(phi.backbone) is type(bare)
-        torch.testing.assert_close(phi(faces)[0], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(phi(faces)[0], expected, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('network', [SMALL, NETWORKS[3], NETWORKS[5], NETWORKS[7]], ids=lambda config: config['type'])
@@ -322,7 +322,7 @@ def test_a_classifier_of_mmpretrains_by_its_recipe(tmp_path):
     mean, std = torch.tensor([1.0, 2, 3]).view(3, 1, 1), torch.tensor([4.0, 5, 6]).view(3, 1, 1)
     with torch.no_grad():
         expected = classifier.extract_feat((faces - mean) / std, stage='neck')[-1]
-    torch.testing.assert_close(phi(faces)[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(phi(faces)[0], expected, rtol=2e-3, atol=1e-4)
 
 
 def test_an_embedder_by_a_recipe_of_its_own(tmp_path):

