@@ -26,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(if $(DATA),--data '$(DATA)')
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

