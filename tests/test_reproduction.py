@@ -41,6 +41,8 @@ TOOL = """
     if word.startswith('slow'):
         print('at work', flush=True)
         time.sleep(60)
+    if word == 'edits':
+        Path('configs/recipe.py').write_text('rate = 2')
     text = word.split('!')[0] + ''.join(Path(name).read_text() for name in inputs)
     Path(out).write_text(text)
     (Path(out).parent / 'n.json').write_text('{"length": %d}' % len(text))
@@ -105,6 +107,44 @@ def test_a_change_without_effect_ends_there(toy):
     made = toy(a=('a!other',), b=('b', 'a'), c=('c', 'b'))  # writes the same text
     run_stages(made, ['c'], 1, toy.quiet)
     assert toy.runs()[3:] == ['a!other']
+
+
+def test_a_recipe_that_is_edited_under_a_run_gives_no_record(toy, monkeypatch):
+    """The command read one of them, and which one nobody knows."""
+    made = toy(a=('a',), b=('b', 'a'))
+    monkeypatch.chdir(toy.source.parent)
+    recipe = toy.source.parent / 'configs' / 'recipe.py'
+    recipe.parent.mkdir()
+    recipe.write_text('rate = 1')
+    words = (*made.stages['a'].command[:1], 'edits', '{out}/o.txt', 'configs/recipe.py')
+    made.stages['a'] = Stage('a', 'a', words, 'o.txt', 'toy', 1)
+    with pytest.raises(StageError, match='a: The recipe of stage a was edited while'):
+        run_stages(made, ['b'], 1, toy.quiet)
+    assert not made.results.exists() and toy.runs() == ['edits']
+    stage._recipe.cache_clear()  # begun anew
+    run_stages(made, ['b'], 1, toy.quiet)
+    assert text(made, 'b') == 'beditsrate = 2'
+
+
+def test_what_waits_when_a_run_is_stopped_does_not_start(tmp_path):
+    processes = run._Processes()
+    with (tmp_path / 'log').open('w') as log:
+        assert processes.run(['-c', 'raise SystemExit(4)'], log, {})[0] == 4
+        processes.stop()
+        with pytest.raises(StageError, match='had not begun'):
+            processes.run(['-c', f'open({str(tmp_path / "x")!r}, "w")'], log, {})
+    assert not (tmp_path / 'x').exists()
+
+
+def test_a_training_is_known_by_its_checkpoint_s_steps_and_its_last_losses(tmp_path):
+    """The log says something every 50 steps alone; a run that went on counts from where it did."""
+    for log, lines in dict(a=[(50, 8.0), (100, 6.0)], b=[(100, 4.0)]).items():
+        path = tmp_path / log / 'vis_data' / 'scalars.json'
+        path.parent.mkdir(parents=True)
+        path.write_text(''.join(json.dumps(dict(step=step, loss=loss, lr=1)) + '\n' for step, loss in lines))
+    torch.save(dict(meta=dict(iter=117), state_dict={}), tmp_path / 'epoch_9.pth')
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_9.pth')
+    assert numbers.READERS['training'](tmp_path, {}) == dict(iterations=117, loss=4.0)
 
 
 def test_another_source_redoes_everything(toy):
@@ -291,7 +331,7 @@ def test_the_key_depends_on_recipe_options_inputs_and_versions(monkeypatch, repo
     keys = {made.key(digests), made.key(digests | {'start': 'y'})}
     other = graph.stages[graph.facemae(0, rm_weight=0.5)]
     keys.add(other.key(digests))
-    monkeypatch.setattr(stage, 'versions', lambda: dict(torch='another'))
+    monkeypatch.setattr(stage, 'versions', lambda packages: dict(torch='another'))
     keys.add(made.key(digests))
     assert len(keys) == 4
     assert other.recipe()['model']['head']['loss']['beta'] == pytest.approx(0.5 * 8**0.5)
@@ -418,6 +458,34 @@ def test_half_the_error_is_asked_on_every_set_that_was_tested():
     }
 
 
+def test_nobody_s_error_is_halved_before_all_have_run():
+    found = {
+        f'verify.{key}': answers([True] * (99 - wrong) + [False] * (1 + wrong))
+        for key, wrong in dict(ours=0, gan=30).items()
+    }
+    keys = ('ours', 'gan', 'mixup')
+    table = Table('table1', '', {key: Row(key, None, (Run(f'verify.{key}', {}),), '') for key in keys})
+    evidence = Evidence(Numbers(found), dict(table1=table), [])
+    check = _error_halved('table1.ours', ['table1.gan', 'table1.mixup', 'table1.absent'])
+    assert check(evidence)[0].verdict == NOT_RUN
+    found['verify.mixup'] = answers([True] * 80 + [False] * 20)
+    (verdict,) = check(evidence)
+    assert verdict.verdict == HOLDS and 'of that of mixup, one run' in verdict.figures
+
+
+def test_our_own_judge_is_not_asked_about_people_it_was_trained_on(monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    cells = Cells(Miniature(dict(pack=Embedder())), 1)
+    asked = {
+        f'{name}.{key}': set(row.runs[0].separation)
+        for name in ('table1', 'table4')
+        for key, row in TABLES[name](cells).rows.items()
+    }
+    without = {key for key, judges in asked.items() if judges == {'pack'}}
+    assert without == {'table1.synface', 'table1.synface_im', 'table4.c_w', 'table4.sub1_sub2', 'table4.sub2_sub1'}
+    assert asked['table1.original'] == asked['table4.w_c'] == {'pack', 'own'} and not asked['table1.synface_dm']
+
+
 def test_bins_reach_verification_alone_and_synthetic_faces_are_a_row(monkeypatch, repository):
     monkeypatch.chdir(repository)
     plain = Miniature()
@@ -538,6 +606,9 @@ def test_claims_read_a_difference_whichever_way_it_was_taken():
     evidence = Evidence(Numbers(dict(alignment=dict(alignment=dict(differences=found)))), {}, [])
     assert [v.verdict for v in claims._aligns_worse('seed0', 'eyes')(evidence)] == [HOLDS, HOLDS]
     assert [v.verdict for v in claims._aligns_worse('seed0', 'eyes', 'mouth')(evidence)] == [HOLDS, OPEN]
+    found[0]['landmark_error'] = None  # no photo was aligned in both
+    assert [v.verdict for v in claims._aligns_worse('seed0', 'eyes', 'nose')(evidence)] == [NOT_RUN, NOT_RUN]
+    assert [v.verdict for v in claims._aligns_worse('seed0', 'eyes')(evidence)] == [NOT_RUN, HOLDS]
 
 
 def test_store_names_a_source_that_is_missing(tmp_path):

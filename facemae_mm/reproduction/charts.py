@@ -67,30 +67,30 @@ def draw_leakage(path: Path, mae: Mapping, facemae: Mapping) -> None:
         figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False)
 
 
-def draw_trade_off(path: Path, rows: Mapping[str, tuple[Measured, Mapping]], judge: str) -> None:
+def draw_trade_off(path: Path, rows: Mapping[str, tuple[Measured, Mapping]]) -> None:
     """Utility against leakage, a point a row.
 
     Args:
         path: SVG to write.
-        rows: By label, separation and audit.
-        judge: Who measured the separation.
+        rows: By label, accuracy and audit.
     """
     with _svg(path, (7.2, 4.8)) as figure:
         panel = figure.subplots()
-        for number, (label, (separation, audit)) in enumerate(rows.items()):
+        for number, (label, (accuracy, audit)) in enumerate(rows.items()):
             rates = [about['leakage']['original_released'][-1]['without']['2'] for about in audit['attackers'].values()]
             rate, low, high = max(rates)
             x = ([max(rate - low, 0)], [max(high - rate, 0)])
-            y = ([max(separation.mean - separation.low, 0)], [max(separation.high - separation.mean, 0)])
+            y = ([max(accuracy.mean - accuracy.low, 0)], [max(accuracy.high - accuracy.mean, 0)])
             colour = list(COLOURS.values())[number % 5]
             marker = 'osD^vPX*'[number % 8]
             panel.errorbar(
-                rate, separation.mean, xerr=x, yerr=y, fmt=marker, color=colour, capsize=2, label=label, markersize=5
+                rate, accuracy.mean, xerr=x, yerr=y, fmt=marker, color=colour, capsize=2, label=label, markersize=5
             )
         panel.set(
             xlabel='leakage at K = 2, other photos of the person (less is better)',
-            ylabel=f'separation of people, AUC under {judge} (more is better)',
+            ylabel='accuracy of a recogniser trained on them (more is better)',
         )
         panel.xaxis.set_major_formatter(PercentFormatter(1))
+        panel.yaxis.set_major_formatter(PercentFormatter(1))
         panel.grid(alpha=0.3)
         figure.legend(loc='outside right upper', frameon=False)

@@ -1,4 +1,4 @@
-"""Every sentence of the paper that compares two numbers, by name, held against ours."""
+"""Sentences of the paper that compare two numbers, by name, held against ours."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,8 +98,17 @@ def _points(value: Measured) -> str:
     return f'{100 * value.mean:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]'
 
 
-def _above(a: str, b: str, margin: float = 0.0) -> Callable[[Evidence], list[Verdict]]:
-    """a is above b by more than a margin."""
+def _paired(evidence: Evidence, a: str, b: str, value: Measured) -> str:
+    """The figures of a comparison."""
+    return f'{evidence.minus(a, b)}: {_points(value)} points, {_runs(value.runs)}'
+
+
+def _runs(count: int) -> str:
+    return f'{count} runs' if count > 1 else 'one run'
+
+
+def _above(a: str, b: str) -> Callable[[Evidence], list[Verdict]]:
+    """a is above b."""
 
     def check(evidence: Evidence) -> list[Verdict]:
         found = []
@@ -107,18 +116,25 @@ def _above(a: str, b: str, margin: float = 0.0) -> Callable[[Evidence], list[Ver
             if value is None:
                 found.append(Verdict(measure, NOT_RUN, ''))
                 continue
-            verdict = HOLDS if value.low > margin else FAILS if value.high < margin else OPEN
-            found.append(
-                Verdict(measure, verdict, f'{evidence.minus(a, b)}: {_points(value)} points, {value.runs} runs')
-            )
+            found.append(Verdict(measure, _positive(value.low, value.high), _paired(evidence, a, b, value)))
         return found
 
     return check
 
 
-def _not_below(a: str, b: str) -> Callable[[Evidence], list[Verdict]]:
-    """a is not below b by more than what is negligible."""
-    return _above(a, b, -NEGLIGIBLE)
+def _above_each(a: str, others: Sequence[str]) -> Callable[[Evidence], list[Verdict]]:
+    """a is above all of others that the scale has, by accuracy: their faces are of other people."""
+
+    def check(evidence: Evidence) -> list[Verdict]:
+        checks = [_accuracy(_above(a, b)) for b in others if evidence.row(b)]
+        return _all(*checks)(evidence)
+
+    return check
+
+
+def _accuracy(check: Callable[[Evidence], list[Verdict]]) -> Callable[[Evidence], list[Verdict]]:
+    """By accuracy alone, where the faces are of different people, whose separation is no pair."""
+    return lambda evidence: [one for one in check(evidence) if one.measure.startswith('accuracy')]
 
 
 def _same(a: str, b: str) -> Callable[[Evidence], list[Verdict]]:
@@ -133,9 +149,7 @@ def _same(a: str, b: str) -> Callable[[Evidence], list[Verdict]]:
             inside = -NEGLIGIBLE < value.low and value.high < NEGLIGIBLE
             outside = value.low > NEGLIGIBLE or value.high < -NEGLIGIBLE
             verdict = HOLDS if inside else FAILS if outside else OPEN
-            found.append(
-                Verdict(measure, verdict, f'{evidence.minus(a, b)}: {_points(value)} points, {value.runs} runs')
-            )
+            found.append(Verdict(measure, verdict, _paired(evidence, a, b, value)))
         return found
 
     return check
@@ -149,7 +163,9 @@ def _all(*checks: Callable[[Evidence], list[Verdict]]) -> Callable[[Evidence], l
         for verdict in (verdict for one in checks for verdict in one(evidence)):
             by_measure.setdefault(verdict.measure, []).append(verdict)
         return [
-            Verdict(measure, worst([verdict.verdict for verdict in found]), '; '.join(v.figures for v in found))
+            Verdict(
+                measure, worst([verdict.verdict for verdict in found]), '; '.join(v.figures for v in found if v.figures)
+            )
             for measure, found in by_measure.items()
         ]
 
@@ -167,8 +183,7 @@ def _error_halved(ours: str, others: Sequence[str]) -> Callable[[Evidence], list
     def on_set(evidence: Evidence, rows: dict[str, Row | None], name: str) -> Verdict:
         measure = 'accuracy' if name == 'lfw' else f'accuracy {SETS[name]}'
         found = {place: evidence.measures.accuracy(row, None, name) for place, row in rows.items() if row and row.runs}
-        found = {place: value for place, value in found.items() if value is not None}
-        if ours not in found or len(found) < 2:
+        if ours not in found or len(found) < 2 or None in found.values():
             return Verdict(measure, NOT_RUN, '')
         best = max((place for place in found if place != ours), key=lambda place: found[place].mean)
         runs = min(found[ours].runs, found[best].runs)
@@ -178,7 +193,7 @@ def _error_halved(ours: str, others: Sequence[str]) -> Callable[[Evidence], list
         low, high = ratios[int(0.025 * len(ratios))], ratios[int(0.975 * len(ratios))]
         ratio = (1 - a.mean) / (1 - b.mean)
         verdict = HOLDS if high <= 0.5 else FAILS if low > 0.5 else OPEN
-        figures = f'error {ratio:.2f} [{low:.2f}, {high:.2f}] of that of {rows[best].label}, {runs} runs'
+        figures = f'error {ratio:.2f} [{low:.2f}, {high:.2f}] of that of {rows[best].label}, {_runs(runs)}'
         return Verdict(measure, verdict, figures)
 
     def check(evidence: Evidence) -> list[Verdict]:
@@ -186,13 +201,6 @@ def _error_halved(ours: str, others: Sequence[str]) -> Callable[[Evidence], list
         return [on_set(evidence, rows, name) for name in ('lfw', *evidence.sets)]
 
     return check
-
-
-def _where(
-    place: str, check: Callable[[Evidence], list[Verdict]], other: Callable[[Evidence], list[Verdict]]
-) -> Callable[[Evidence], list[Verdict]]:
-    """A comparison where the scale has a row, another one where it has not."""
-    return lambda evidence: (check if evidence.row(place) else other)(evidence)
 
 
 def _sharper(low: str, middle: str, high: str) -> Callable[[Evidence], list[Verdict]]:
@@ -210,7 +218,7 @@ def _sharper(low: str, middle: str, high: str) -> Callable[[Evidence], list[Verd
             verdict = HOLDS if more.low > 0 and b.low > 0 else FAILS if more.high < 0 or b.high < 0 else OPEN
             figures = (
                 f'{evidence.minus(low, middle)}: {_points(a)}; {evidence.minus(middle, high)}: {_points(b)} points, '
-                f'{a.runs} runs'
+                f'{_runs(a.runs)}'
             )
             found.append(Verdict(measure, verdict, figures))
         return found
@@ -297,17 +305,23 @@ def _falls_more(place: str) -> Callable[[Evidence], list[Verdict]]:
     return check
 
 
-def _pair_of(differences: Sequence[dict], a: str, b: str) -> tuple[dict, bool]:
-    """The difference of two sets, and whether it is b less a."""
-    found = next(one for one in differences if {one['a'], one['b']} == {a, b})
-    return found, found['a'] == b
+def _difference_of(differences: Sequence[dict], a: str, b: str, *keys: str, neutral: float = 0.0) -> list[float] | None:
+    """[value, low, high] of a over b, a difference about 0 or a ratio about 1; None where there is none.
 
-
-def _signed(values: Sequence[float], turned: bool, neutral: float = 0.0) -> list[float]:
-    """[value, low, high] of a over b; a difference about 0, or a ratio about 1."""
-    if not turned:
-        return list(values)
-    mean, low, high = [1 / value if neutral else -value for value in values]
+    Args:
+        differences: Of sets 'a' and 'b'.
+        a: Name of a set.
+        b: Likewise.
+        keys: Which lead to the values in a difference.
+        neutral: 0 or 1.
+    """
+    values = next((one for one in differences if {one['a'], one['b']} == {a, b}), None)
+    turned = values is not None and values['a'] == b
+    for key in keys:
+        values = values and values[key]
+    if values is None or not turned:
+        return values
+    mean, low, high = [(1 / value if value else float('inf')) if neutral else -value for value in values]
     return [mean, high, low]
 
 
@@ -322,10 +336,15 @@ def _more_detail(ours: str, other: str) -> Callable[[Evidence], list[Verdict]]:
         numbers = evidence.measures.numbers('fig4')
         if numbers is None:
             return [Verdict('similarity at eyes and mouth', NOT_RUN, '')]
-        pair, turned = _pair_of(numbers['differences'], ours, other)
         verdicts = []
         for measure, neutral in (('detail', 1.0), ('match', 0.0), ('ssim', 0.0)):
-            found = {region: _signed(pair[region][measure], turned, neutral) for region in ('eyes', 'mouth')}
+            found = {
+                region: _difference_of(numbers['differences'], ours, other, region, measure, neutral=neutral)
+                for region in ('eyes', 'mouth')
+            }
+            if None in found.values():
+                verdicts.append(Verdict(measure, NOT_RUN, ''))
+                continue
             verdict = worst([_positive(value[1], value[2], neutral) for value in found.values()])
             figures = '; '.join(
                 f'{region} {ours} {"/" if neutral else "−"} {other} {mean:.3f} [{low:.3f}, {high:.3f}]'
@@ -360,10 +379,10 @@ def _apart(
             return [Verdict(title, NOT_RUN, '') for _, title, _ in measures]
         verdicts = []
         for key, title, sign in measures:
-            found = {}
-            for other in others:
-                pair, turned = _pair_of(read(numbers), other, reference)
-                found[other] = _signed(pair[key], turned)
+            found = {other: _difference_of(read(numbers), other, reference, key) for other in others}
+            if None in found.values():
+                verdicts.append(Verdict(title, NOT_RUN, ''))
+                continue
             each = [_positive(*((low, high) if sign > 0 else (-high, -low))) for _, low, high in found.values()]
             figures = '; '.join(
                 f'{other} − {reference} {mean:+.4f} [{low:+.4f}, {high:+.4f}]'
@@ -391,7 +410,7 @@ def _aligns_worse(reference: str, *others: str) -> Callable[[Evidence], list[Ver
 
 
 MAE, OURS = 'table2.mse', 'table2.im_rm'
-RELEASED, ORIGINAL = 'original_released', 'original_original'
+RELEASED = 'original_released'
 SYNFACE = ('table1.synface', 'table1.synface_im', 'table1.synface_dm', 'table1.synthetic')
 
 CLAIMS = (
@@ -415,7 +434,7 @@ CLAIMS = (
         'IM and RM together',
         'The best results are achieved when jointly using IM and RM.',
         'Table 2',
-        _all(_not_below(OURS, 'table2.im'), _not_below(OURS, 'table2.rm')),
+        _all(_above(OURS, 'table2.im'), _above(OURS, 'table2.rm')),
     ),
     Claim(
         'IM or RM alone beats MSE',
@@ -423,7 +442,13 @@ CLAIMS = (
         'Table 2',
         _all(_above('table2.im', MAE), _above('table2.rm', MAE)),
     ),
-    Claim('MSE does not help', 'Adding MSE cannot further improve.', 'Table 2', _not_below(OURS, 'table2.all')),
+    Claim('MSE does not help', 'Adding MSE cannot further improve.', 'Table 2', _above(OURS, 'table2.all')),
+    Claim(
+        'IRM adds to its start',
+        'FaceMAE serves better than the pixel-trained start that it came from (not in the paper).',
+        '–',
+        _above(OURS, 'table2.start'),
+    ),
     Claim(
         'mask ratio',
         'From 30 to 75 % performance degrades slightly, at 90 % obviously.',
@@ -434,7 +459,7 @@ CLAIMS = (
         'a larger deployment set',
         'Deploying on a larger dataset gives better verification.',
         'Table 4',
-        _above('table4.c_w', 'table4.w_c'),
+        _accuracy(_above('table4.c_w', 'table4.w_c')),
     ),
     Claim(
         'identity overlap',
@@ -490,20 +515,19 @@ CLAIMS = (
         '85 % beats GAN and masking',
         'At 85 % it still performs better than GAN and masking.',
         'Table 8',
-        _all(
-            _where(
-                'table1.synface',
-                _above('table8.r85%', 'table1.synface'),
-                _above('table8.r85%', 'table1.synthetic'),
-            ),
-            _above('table8.r85%', 'table1.masked'),
-        ),
+        _all(_above_each('table8.r85%', SYNFACE), _above('table8.r85%', 'table1.masked')),
     ),
     Claim(
         'leakage cut by 20 points',
-        'Original→FaceMAE lies around 20 points under Original→Original.',
+        'Original→FaceMAE lies around 20 points under Original→Original (tested: 20 or more).',
         'Figure 3 (b)',
         _leakage_cut(OURS, 0.2),
+    ),
+    Claim(
+        'MAE leaks less than the originals',
+        'Original→MAE lies under Original→Original.',
+        'Figure 3 (a)',
+        _leakage_cut(MAE, 0.0),
     ),
     Claim(
         'MAE leaks less with many identities',

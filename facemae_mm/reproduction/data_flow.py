@@ -122,7 +122,10 @@ class DataFlow(ABC):
         return self.verify(self.recogniser(faces, label, seed, network, part), network, part)
 
     def judge(self) -> str:
-        """An embedder that no reconstructor's training saw and that needs nothing from outside: trained on W."""
+        """An embedder that no reconstructor's training saw and that needs nothing from outside.
+
+        It is trained on real faces of W's people, so it judges no faces of theirs.
+        """
         return self.recogniser(self.faces('deploy_w'), 'w', 0, self.network, 'deploy_w')
 
     def judges(self) -> dict[str, tuple[str, list[str]]]:
@@ -136,10 +139,22 @@ class DataFlow(ABC):
         found['own'] = f'{{{self.judge()}}}', []
         return found
 
-    def separation(self, faces: str, label: str, links: bool = True, part: str = 'deploy') -> dict[str, str]:
-        """Faces, made from those of a part → how well embedders that training never saw tell their people apart."""
+    def separation(
+        self, faces: str, label: str, links: bool = True, part: str = 'deploy', of_w: bool = False
+    ) -> dict[str, str]:
+        """Faces → how well embedders that training never saw tell their people apart.
+
+        Args:
+            faces: Words for them.
+            label: Name of them.
+            links: Whether `FACES.private` says from which photos they were made.
+            part: Of which faces they were made.
+            of_w: They show people of W, though they were made for another part.
+        """
         found = {}
         for judge, (embedder, flags) in self.judges().items():
+            if judge == 'own' and (of_w or part not in ('deploy', 'synthetic')):
+                continue  # it knows these people
             words = ['tools/separation.py', embedder, faces, '--out', '{out}/separation.json', *flags]
             words += ['--links', f'{faces}.private/links.csv'] if links else []
             words += self.separation_flags

@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 from ..datasets.face_source import open_faces
 from ..json_file import read_json
 from .lfw_parts import PAIRS
@@ -23,7 +25,7 @@ def _rounded(value: object) -> object:
 
 
 def _training(folder: Path, inputs: Mapping[str, Path]) -> dict:
-    """Terms of the loss, as a mean over its last tenth."""
+    """Steps of its checkpoint, and terms of the loss, as a mean over the last tenth of what was logged."""
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
     steps = {}
     for log in logs:  # of a run that went on, the later one counts
@@ -35,7 +37,9 @@ def _training(folder: Path, inputs: Mapping[str, Path]) -> dict:
     others = {'step', 'epoch', 'iter', 'time', 'data_time', 'memory', 'lr'}
     terms = sorted({name for row in last for name in row} - others)
     means = {name: sum(row[name] for row in last if name in row) / sum(name in row for row in last) for name in terms}
-    return dict(iterations=max(steps, default=0), **_rounded(means))
+    checkpoint = Path((folder / 'last_checkpoint').read_text(encoding='utf-8').strip())
+    state = torch.load(folder / checkpoint.name, map_location='cpu', weights_only=True, mmap=True)
+    return dict(iterations=state['meta']['iter'], **_rounded(means))
 
 
 def _parts(folder: Path, inputs: Mapping[str, Path]) -> dict:

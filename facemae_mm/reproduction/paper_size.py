@@ -251,9 +251,11 @@ class PaperSize(DataFlow):
         self.work[name] = Work(tested=sum(self.images.values()))
         return self._add(name, title, words, options, 'metrics.json', 'verification', 0)
 
-    def separation(self, faces: str, label: str, links: bool = True, part: str = 'deploy') -> dict[str, str]:
+    def separation(
+        self, faces: str, label: str, links: bool = True, part: str = 'deploy', of_w: bool = False
+    ) -> dict[str, str]:
         """Faces → how well embedders that training never saw tell some of their people apart."""
-        found = super().separation(faces, label, links, part)
+        found = super().separation(faces, label, links, part, of_w)
         people, images = self.size(part)
         for name in found.values():
             self.work[name] = Work(embedded=round(images * min(PEOPLE / people, 1)))

@@ -7,16 +7,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import IO
 
 from ..datasets.resumable import lock_folder
 from ..whole_file import whole_file
 from .stage import Stage
-from .store import Store
+from .store import Store, current_commit
 
 LOG = 'stage.log'
 SPENT = 'spent.json'
@@ -91,7 +93,7 @@ def _run_all(
     say(f'{len(todo)} stages to run, {jobs} at once: about {duration(left / jobs)}.')
     done, failed, waiting = 0, {}, list(order.get_ready())
     running: dict[Future, Stage] = {}
-    processes: set[subprocess.Popen] = set()
+    processes = _Processes()
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while waiting or running:
@@ -124,8 +126,7 @@ def _run_all(
                     order.done(stage.name)
                     waiting += order.get_ready()
         except BaseException:
-            for process in list(processes):
-                process.terminate()
+            processes.stop()
             raise
     if failed:
         reasons = {name: reason for name, reason in failed.items() if reason != 'an input failed'}
@@ -136,6 +137,42 @@ def _run_all(
         )
 
 
+class _Processes:
+    """Those at work; once stopped, none starts any more."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def run(self, command: list[str], log: IO[str], environment: Mapping[str, str]) -> tuple[int, float]:
+        """Runs a command of `python` to its end; gives its exit code and its seconds of processors."""
+        with self._lock:
+            if self._stopped:
+                raise StageError('it had not begun when the run was stopped.')
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | environment,
+                pass_fds=[log.fileno()],
+            )
+            self._running.add(process)
+        _, status, usage = os.wait4(process.pid, 0)  # the processor time of this one alone
+        process.returncode = os.waitstatus_to_exitcode(status)
+        with self._lock:
+            self._running.discard(process)
+        return process.returncode, usage.ru_utime + usage.ru_stime
+
+    def stop(self) -> None:
+        """Ends all of them."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+
 def _is_done(store: Store, stage: Stage) -> bool:
     return store.record(stage) is not None and (stage.output is None or store.has_output(stage))
 
@@ -143,11 +180,12 @@ def _is_done(store: Store, stage: Stage) -> bool:
 def _run_stage(
     store: Store,
     stage: Stage,
-    processes: set[subprocess.Popen],
+    processes: _Processes,
     say: Callable[[str], None],
     environment: Mapping[str, str],
 ) -> float:
-    folder = store.folder(stage)
+    store.check_recipe(stage)
+    folder, commit = store.folder(stage), current_commit()
     folder.mkdir(parents=True, exist_ok=True)
     places = {name: str(store.output(name)) for name in stage.inputs}
     command = stage.words({**places, 'out': str(folder)})
@@ -164,23 +202,12 @@ def _run_stage(
             for name in (stage.output, f'{stage.output}.private'):
                 shutil.rmtree(folder / name, ignore_errors=True)
         print(f'\n$ {shlex.join(["python", *command])}', file=log, flush=True)
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | environment,
-            pass_fds=[log.fileno()],
-        )
-        processes.add(process)
-        _, status, usage = os.wait4(process.pid, 0)  # the processor time of this one alone
-        process.returncode = os.waitstatus_to_exitcode(status)
-        processes.discard(process)
+        code, cpu_seconds = processes.run(command, log, environment)
     seconds = time.monotonic() - began
-    spent = _spend(folder / SPENT, seconds, usage.ru_utime + usage.ru_stime)
-    if process.returncode:
-        raise StageError(f'it ended with exit code {process.returncode}. {_last_words(folder / LOG)} ({folder / LOG})')
-    store.finish(stage, ['python', *stage.command], **spent)
+    spent = _spend(folder / SPENT, seconds, cpu_seconds)
+    if code:
+        raise StageError(f'it ended with exit code {code}. {_last_words(folder / LOG)} ({folder / LOG})')
+    store.finish(stage, ['python', *stage.command], commit, **spent)
     return seconds
 
 

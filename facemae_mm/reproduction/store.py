@@ -13,7 +13,7 @@ from ..datasets.resumable import sha256_file
 from ..json_file import read_json
 from ..whole_file import whole_file
 from .numbers import READERS
-from .stage import Stage, versions
+from .stage import Stage
 
 
 class Store:
@@ -93,8 +93,33 @@ class Store:
         path = output_path(stage, self.folder(stage))
         return path is not None and path.exists()
 
-    def finish(self, stage: Stage, command: list[str], seconds: float, cpu_seconds: float) -> dict:
-        """Reads the numbers of a stage that has run, and writes its record."""
+    def check_recipe(self, stage: Stage) -> None:
+        """Holds a stage's recipe on disk, which its command reads, against the one that its key is of.
+
+        Raises:
+            ValueError: It was edited since it was read.
+        """
+        digests = {name: self.digest(name) for name in stage.inputs}
+        if stage.key(digests, anew=True) != stage.key(digests):
+            raise ValueError(
+                f'The recipe of stage {stage.name} was edited while this command was at work, so what it made belongs '
+                'to no setting. The same command, begun anew, makes it by the recipe as it is now.'
+            )
+
+    def finish(self, stage: Stage, command: list[str], commit: str | None, seconds: float, cpu_seconds: float) -> dict:
+        """Reads the numbers of a stage that has run, and writes its record.
+
+        Args:
+            stage: It.
+            command: Its words, as people would write them.
+            commit: Of the checkout when it began.
+            seconds: It took.
+            cpu_seconds: Of processors.
+
+        Raises:
+            ValueError: Its recipe, an input or what it made is not as it should be.
+        """
+        self.check_recipe(stage)
         folder, key = self.folder(stage), self.key(stage)
         path = output_path(stage, folder)
         record = dict(
@@ -107,8 +132,8 @@ class Store:
             numbers=READERS[stage.numbers](folder, {name: self.output(name) for name in stage.inputs}),
             seconds=seconds,
             cpu_seconds=cpu_seconds,
-            versions=versions(),
-            commit=_commit(),
+            versions=stage.versions(),
+            commit=commit,
         )
         self.results.mkdir(parents=True, exist_ok=True)
         with whole_file(self.results / f'{stage.name}.json', 'x') as file:
@@ -158,7 +183,7 @@ def _weights_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _commit() -> str | None:
+def current_commit() -> str | None:
     """Of the checkout, with a mark where it was changed; None outside one."""
     try:
         shown = ['git', 'describe', '--always', '--dirty', '--abbrev=12', '--exclude=*']
