@@ -11,6 +11,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -21,6 +22,13 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """The scope of a runner, in which MMEngine looks for every name from then on, ends with its test."""
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')
