@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -145,6 +146,17 @@ def test_a_training_is_known_by_its_checkpoint_s_steps_and_its_last_losses(tmp_p
     torch.save(dict(meta=dict(iter=117), state_dict={}), tmp_path / 'epoch_9.pth')
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_9.pth')
     assert numbers.READERS['training'](tmp_path, {}) == dict(iterations=117, loss=4.0)
+
+
+def test_recipes_are_read_one_at_a_time(monkeypatch, repository):
+    """Threads ask for keys at once, and what one option sets must not reach the recipe of another."""
+    monkeypatch.chdir(repository)
+    graph = Miniature()
+    stages = [graph.stages[graph.facemae(0, rm_weight=weight)] for weight in (0.25, 0.5, 0.75, 1.5) * 4]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda made: stage._recipe.__wrapped__(made.command), stages))
+    weights = [recipe['rm_weight'] for recipe in found]
+    assert weights == [0.25, 0.5, 0.75, 1.5] * 4
 
 
 def test_another_source_redoes_everything(toy):

@@ -141,6 +141,7 @@ class _Processes:
     """Those at work; once stopped, none starts any more."""
 
     def __init__(self) -> None:
+        self._environment = dict(os.environ)  # as it is now: reading a recipe changes it for a moment
         self._running: set[subprocess.Popen] = set()
         self._stopped = False
         self._lock = threading.Lock()
@@ -155,7 +156,7 @@ class _Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | environment,
+                env=self._environment | environment,
                 pass_fds=[log.fileno()],
             )
             self._running.add(process)
