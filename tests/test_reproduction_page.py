@@ -121,6 +121,13 @@ def test_what_has_not_run_is_said_shortly(page):
     assert 'none has run' in nothing and '## Table 8' in nothing
 
 
+def test_charts_of_numbers_that_are_no_longer_there_go(page):
+    folder = page().parent / 'figures'
+    (folder / 'of_the_reader.txt').touch()
+    page(lambda name: name.startswith('audit'))
+    assert {file.name for file in folder.iterdir()} == {'feature_map.svg', 'of_the_reader.txt'}
+
+
 def test_a_picture_of_another_run_is_not_shown(page, tmp_path):
     assert 'figures/feature_map.svg' in page().read_text()
     (tmp_path / 'page/figures/feature_map.svg').write_text('<svg>of before</svg>')

@@ -24,6 +24,12 @@ def _rounded(value: object) -> object:
     return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+def last_checkpoint(folder: Path) -> Path:
+    """What a training names as its last, wherever its folder lies now; before the first, a file that is not there."""
+    named = folder / 'last_checkpoint'
+    return folder / Path(named.read_text(encoding='utf-8').strip()).name if named.is_file() else named
+
+
 def _training(folder: Path, inputs: Mapping[str, Path]) -> dict:
     """Steps of its checkpoint, and terms of the loss, as a mean over the last tenth of what was logged."""
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
@@ -37,8 +43,7 @@ def _training(folder: Path, inputs: Mapping[str, Path]) -> dict:
     others = {'step', 'epoch', 'iter', 'time', 'data_time', 'memory', 'lr'}
     terms = sorted({name for row in last for name in row} - others)
     means = {name: sum(row[name] for row in last if name in row) / sum(name in row for row in last) for name in terms}
-    checkpoint = Path((folder / 'last_checkpoint').read_text(encoding='utf-8').strip())
-    state = torch.load(folder / checkpoint.name, map_location='cpu', weights_only=True, mmap=True)
+    state = torch.load(last_checkpoint(folder), map_location='cpu', weights_only=True, mmap=True)
     return dict(iterations=state['meta']['iter'], **_rounded(means))
 
 

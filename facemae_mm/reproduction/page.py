@@ -19,7 +19,7 @@ PAGE = 'README.md'
 
 
 def write_page(folder: Path, store: Store, graph: DataFlow, tables: Mapping[str, Table], command: str) -> Path:
-    """Writes README.md and its charts from the records of a store.
+    """Writes README.md and its charts from the records of a store; charts that it does not show go.
 
     Args:
         folder: Where.
@@ -50,10 +50,13 @@ def write_page(folder: Path, store: Store, graph: DataFlow, tables: Mapping[str,
         lines += _table(table, measures, judges, evidence.sets)
     lines += _figures(folder, measures, tables)
     lines += _costs(store)
-    path = folder / PAGE
+    path, text = folder / PAGE, '\n'.join(lines).rstrip() + '\n'
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(path, 'x') as file:
-        file.write('\n'.join(lines).rstrip() + '\n')
+        file.write(text)
+    for chart in (folder / 'figures').glob('*.svg'):
+        if f'(figures/{chart.name})' not in text:  # of numbers that are no longer these
+            chart.unlink()
     return path
 
 

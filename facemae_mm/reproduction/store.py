@@ -12,7 +12,7 @@ from ..datasets.landmarks import find_landmarks
 from ..datasets.resumable import sha256_file
 from ..json_file import read_json
 from ..whole_file import whole_file
-from .numbers import READERS
+from .numbers import READERS, last_checkpoint
 from .stage import Stage
 
 
@@ -148,10 +148,7 @@ def output_path(stage: Stage, folder: Path) -> Path | None:
     """What others take of a stage's folder; a path that does not exist where it is not there."""
     if stage.output is None:
         return None
-    if stage.output != 'checkpoint':
-        return folder / stage.output
-    named = folder / 'last_checkpoint'
-    return folder / Path(named.read_text(encoding='utf-8').strip()).name if named.is_file() else named
+    return last_checkpoint(folder) if stage.output == 'checkpoint' else folder / stage.output
 
 
 def content_digest(path: Path) -> str:
