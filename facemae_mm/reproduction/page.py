@@ -160,7 +160,7 @@ def _claims(evidence: Evidence) -> list[str]:
             name = [f'**{claim.name}**: {claim.sentence}', claim.place] if number == 0 else ['', '']
             rows.append([*name, verdict.measure, f'**{verdict.verdict}**', verdict.figures])
         counts[worst([verdict.verdict for verdict in verdicts])] += 1
-    said = ', '.join(f'{verdict}: {count}' for verdict, count in counts.items() if count)
+    said = ', '.join(f'{verdict} ({count})' for verdict, count in counts.items() if count)
     return [
         '## The claims',
         '',
