@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +26,17 @@ RUNNER_KEYS = ('activation_checkpointing', 'find_unused_parameters', 'model_wrap
 #: Keys whose values name a file or folder that must be there.
 INPUT_KEYS = ('source', 'pairs', 'checkpoint', 'load_from', 'links')
 
+#: Held while a recipe is read, which changes the environment of the process for a moment.
+_READING = threading.Lock()
+
 
 def load_config(path: str | Path, options: dict | None = None) -> Config:
     """Reads a recipe and applies `--cfg-options` to it.
 
     A recipe writes a variable at its head as ``train_faces = '{{$FACEMAE_TRAIN_FACES:data/train.rec}}'``. An option of
     that bare name replaces it before the recipe is read, so the value reaches every place that uses the variable, in
-    the recipe and in those that inherit it. All other options are merged afterwards, as MMEngine does.
+    the recipe and in those that inherit it. All other options are merged afterwards, as MMEngine does. Threads may
+    call it at once; other reads of the environment see the option's `FACEMAE_` variable for a moment.
 
     Args:
         path: Recipe.
@@ -47,12 +52,13 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
     if not Path(path).is_file():
         raise FileNotFoundError(f'Recipe {path} does not exist. Recipes lie in configs/.')
     options = dict(options or {})
-    config = Config.fromfile(path)
-    head = head_variables(config)
-    values = {name: _as_text(name, options.pop(name)) for name in head if name in options}
-    if values:
-        with _environment(values):
-            config = Config.fromfile(path)
+    with _READING:
+        config = Config.fromfile(path)
+        head = head_variables(config)
+        values = {name: _as_text(name, options.pop(name)) for name in head if name in options}
+        if values:
+            with _environment(values):
+                config = Config.fromfile(path)
     for name, value in values.items():
         if str(config.get(name, value)) != value:
             raise ValueError(

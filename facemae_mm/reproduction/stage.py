@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,9 +27,6 @@ TOOL_PACKAGES = {
 
 #: Parts of a recipe that a test does not read, though it inherits them from the training's.
 TRAINING_PARTS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'epochs')
-
-#: Reading a recipe changes the environment of this process for a moment.
-_READING = threading.Lock()
 
 REFERENCE = re.compile(r'\{([\w.=-]+)\}')
 
@@ -111,7 +107,6 @@ def _recipe(words: tuple[str, ...]) -> dict | None:
     parser = argparse.ArgumentParser()
     add_options(parser)
     options = parser.parse_known_args(words[1:])[0].cfg_options
-    with _READING:
-        recipe = load_config(path, options).to_dict()
+    recipe = load_config(path, options).to_dict()
     recipe.pop('needs', None)  # words for people
     return json.loads(json.dumps(recipe, default=str))
