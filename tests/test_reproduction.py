@@ -482,7 +482,7 @@ def test_nobody_s_error_is_halved_before_all_have_run():
     assert check(evidence)[0].verdict == NOT_RUN
     found['verify.mixup'] = answers([True] * 80 + [False] * 20)
     (verdict,) = check(evidence)
-    assert verdict.verdict == HOLDS and 'of that of mixup, one run' in verdict.figures
+    assert verdict.verdict == HOLDS and verdict.runs == 1 and verdict.figures.endswith('of that of mixup')
 
 
 def test_our_own_judge_is_not_asked_about_people_it_was_trained_on(monkeypatch, repository):
@@ -551,20 +551,46 @@ class Differences(Evidence):
 
 
 @pytest.mark.parametrize(
-    ('interval', 'above', 'same'),
+    ('interval', 'above', 'same', 'no_better'),
     [
-        ((0.05, 0.03, 0.07), HOLDS, FAILS),
-        ((0.05, -0.01, 0.1), OPEN, OPEN),
-        ((-0.05, -0.07, -0.03), FAILS, FAILS),
-        ((0.0, -0.01, 0.01), OPEN, HOLDS),
-        ((0.01, 0.005, 0.015), HOLDS, HOLDS),
-        (None, NOT_RUN, NOT_RUN),
+        ((0.05, 0.03, 0.07), HOLDS, FAILS, FAILS),
+        ((0.05, -0.01, 0.1), OPEN, OPEN, OPEN),
+        ((-0.05, -0.07, -0.03), FAILS, FAILS, HOLDS),
+        ((0.0, -0.01, 0.01), OPEN, HOLDS, HOLDS),
+        ((0.01, 0.005, 0.015), HOLDS, HOLDS, FAILS),
+        (None, NOT_RUN, NOT_RUN, NOT_RUN),
     ],
 )
-def test_verdicts(interval, above, same):
+def test_verdicts(interval, above, same, no_better):
     evidence = Differences(a_b=interval)
-    assert _above('a', 'b')(evidence)[0].verdict == above
-    assert _same('a', 'b')(evidence)[0].verdict == same
+    for check, verdict in ((_above, above), (_same, same), (claims._no_better, no_better)):
+        (found,) = check('a', 'b')(evidence)
+        assert found.verdict == verdict and found.runs == (None if interval is None else 3)
+
+
+def leaking(**rates):
+    """An audit of one attacker: by pairing, (without, with) at the last number of identities."""
+    points = {
+        pairing: [dict(identities=9, without={'2': without}, **{'with': {'2': with_}})]
+        for pairing, (without, with_) in rates.items()
+    }
+    return dict(attackers=dict(embedder=dict(leakage=points)))
+
+
+def test_leakage_is_compared_by_the_interval_of_the_difference_with_and_without_the_source():
+    """Intervals that overlap by a little can still differ surely: 64.1 [60.3, 67.3] and 53.3 [45.7, 60.6]."""
+    above, below = [0.641, 0.603, 0.673], [0.533, 0.457, 0.606]
+    found = dict(audit=leaking(original_released=(above, below), other=(below, above)))
+    table = Table('t', '', dict(ours=Row('ours', None, (Run('', {}, 'audit'),), '')))
+    evidence = Evidence(Numbers(found), dict(t=table), [])
+    without, with_ = claims._leaks_less(('t.ours', 'other'), ('t.ours', 'original_released'))(evidence)
+    assert (without.verdict, with_.verdict) == (HOLDS, FAILS)
+    assert '10.8 [2.6, 19.0] points lower, without the source' in without.figures
+    assert '-10.8 [-19.0, -2.6] points lower, with the source' in with_.figures
+    (same, _) = claims._leaks_less(('t.ours', 'other'), ('t.ours', 'other'))(evidence)
+    assert same.verdict == OPEN
+    (absent,) = claims._leaks_less(('t.ours', 'none'), ('t.ours', 'other'))(evidence)
+    assert absent.verdict == NOT_RUN
 
 
 def test_every_claim_names_rows_and_stages_that_exist(repository, monkeypatch):

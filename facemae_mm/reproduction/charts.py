@@ -14,6 +14,8 @@ from .measures import Measured
 COLOURS = dict(
     original='#000000', mae='#0072B2', facemae='#D55E00', imitation='#009E73', other='#CC79A7', chance='#888888'
 )
+#: Likewise, for the rows of Table 1 in their order.
+ROW_COLOURS = ('#000000', '#E69F00', '#888888', '#009E73', '#CC79A7', COLOURS['mae'], '#56B4E9', COLOURS['facemae'])
 
 
 @contextmanager
@@ -67,12 +69,13 @@ def draw_leakage(path: Path, mae: Mapping, facemae: Mapping) -> None:
         figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False)
 
 
-def draw_trade_off(path: Path, rows: Mapping[str, tuple[Measured, Mapping]]) -> None:
+def draw_trade_off(path: Path, rows: Mapping[str, tuple[Measured, Mapping]], original: Measured | None) -> None:
     """Utility against leakage, a point a row.
 
     Args:
         path: SVG to write.
         rows: By label, accuracy and audit.
+        original: Accuracy of recognisers trained on the original faces, a line across; None where it is not known.
     """
     with _svg(path, (7.2, 4.8)) as figure:
         panel = figure.subplots()
@@ -81,10 +84,13 @@ def draw_trade_off(path: Path, rows: Mapping[str, tuple[Measured, Mapping]]) -> 
             rate, low, high = max(rates)
             x = ([max(rate - low, 0)], [max(high - rate, 0)])
             y = ([max(accuracy.mean - accuracy.low, 0)], [max(accuracy.high - accuracy.mean, 0)])
-            colour = list(COLOURS.values())[number % 5]
-            marker = 'osD^vPX*'[number % 8]
+            colour, marker = ROW_COLOURS[number % 8], 'osD^vPX*'[number % 8]
             panel.errorbar(
                 rate, accuracy.mean, xerr=x, yerr=y, fmt=marker, color=colour, capsize=2, label=label, markersize=5
+            )
+        if original is not None:
+            panel.axhline(
+                original.mean, color=COLOURS['original'], linewidth=0.8, linestyle=':', label='original faces'
             )
         panel.set(
             xlabel='leakage at K = 2, other photos of the person (less is better)',

@@ -20,7 +20,10 @@ class Miniature(DataFlow):
     batch = 32
     title = 'The paper in miniature'
     remarks = dict(
-        table1='Recognisers are R18 where nothing else stands; the paper has R50 but for FaceCrowd.',
+        table1='Recognisers are R18 where nothing else stands; the paper has R50 but for FaceCrowd. The separation of '
+        'generated faces is that of other people, who were generated to differ: it compares with no other row.',
+        table2='All rows with IM or RM go on from the start; plain MAE, whose visible patches nothing supervises, does '
+        'not. What IM and RM add shows against MSE of the whole face, on from the same start.',
         table3='All start from the one start, which was trained at 75 %.',
         table4='W: folds 1 to 5; C: 6 to 8; halves of W by the hash of the name. In the last row the people of folds 6 '
         'and 7 train FaceMAE and are deployed. The start is of people of no part.',
@@ -54,6 +57,11 @@ class Miniature(DataFlow):
         """That MAE, with its visible patches supervised."""
         options = dict(start_weights=f'{{{self.first_mae()}}}', train_faces=self.faces('start'), seed=0)
         return self._train('start', 'the pixel-trained start', 'start', options, 310)
+
+    def start_on_w(self) -> str:
+        """The start, trained on by its own loss on W, for as many faces as FaceMAE is."""
+        options = dict(start_weights=f'{{{self.start()}}}', train_faces=self.faces('train'), seed=0)
+        return self._train('start.w', 'the start, trained on by MSE on W', 'start', options, 1080)
 
     def mae(self, training: int = 0) -> str:
         """Plain MAE on W, for as many faces as FaceMAE sees with its start: 13 × 167 × 32 = 69,472."""
@@ -153,6 +161,10 @@ class Miniature(DataFlow):
         model, batch = recipe['model'], recipe['train_dataloader']['batch_size']
         arch, neck, loss = model['backbone']['arch'], model['neck'], model['head']['loss']
         tests = ' and '.join(map(str, split.test_folds))
+        tested = f' on {len(parts["pairs"]):,} pairs of {parts["test"]["people"]:,} people' if parts else ''
+        unseen = next(iter(self.unseen), None)
+        given = f' `{", ".join(self.unseen)}`: from outside, by `--unseen`.' if self.unseen else ''
+        second = f', and `second_embedder`, which is {unseen}, a judge of separation too' if unseen else ''
         encoder, decoder = (arch['embed_dims'], arch['num_layers']), (neck['decoder_embed_dim'], neck['decoder_depth'])
         return [
             f'LFW by its ten folds, which share no person. W, {part("train")}, trains FaceMAE; C, the people of '
@@ -170,10 +182,16 @@ class Miniature(DataFlow):
             '',
             "FaceMAE's learning rate was chosen by training on one half of W and deploying on the other, by separation "
             "under MobileFaceNet, so Table 4's rows of halves are not untouched by that choice; plain MAE's rate was "
-            'not tuned.',
+            'not tuned. That was after a first run, at 1e-3, had been judged on C and on the test pairs; its page is '
+            "in this file's history.",
             '',
-            "Accuracy is that of a recogniser trained on a row's faces, which is weak at this size. Separation asks "
-            "embedders that no reconstructor's training saw how well they tell the people of a row's faces apart: AUC, "
-            'mean over people, % (50 is chance).',
+            f"Accuracy is that of a recogniser trained on a row's faces{tested} (50 is chance); it is weak at this "
+            "size. Separation asks embedders that no reconstructor's training saw how well they tell the people of a "
+            "row's faces apart: AUC, mean over people, % (50 is chance). `own` is an R18 that was trained on the real "
+            f'faces of W.{given}',
+            '',
+            'Leakage (Eq. 3) is how often real photos of all people of C find their person, by the worse attacker: '
+            f'`embedder`, which is φ{second}. "Without": what was made from the very photo is not in the gallery; '
+            '"with": it is.',
             '',
         ]

@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..whole_file import whole_file
 from .charts import draw_leakage, draw_trade_off
-from .claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, Evidence, Verdict, worst
+from .claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, OURS_ALONE, Evidence, Verdict, worst
 from .data_flow import DataFlow
 from .face_regions import MEASURES
 from .measures import SETS, Measured, Measures
@@ -38,8 +40,8 @@ def write_page(folder: Path, store: Store, graph: DataFlow, tables: Mapping[str,
         '',
         'Made by `'
         + command
-        + '`; nothing here is typed by hand. Every number comes from a record in `stages/`, which '
-        'names its command, what it depended on (SHA-256), its cost and the versions.',
+        + '` (of each path its last part). No number of ours is typed by hand: each comes from a record in `stages/`, '
+        'which names its command, what it depended on (SHA-256), its cost, the versions and the commit.',
         '',
         *graph.described(lambda name: store.record(store.stages[name])),
         _tested(evidence.sets),
@@ -71,10 +73,16 @@ def _tested(sets: Sequence[str]) -> str:
     )
 
 
-def _percent(value: Measured | None, digits: int = 1) -> str:
+def _percent(value: Measured | None, accuracy: Measured | None = None) -> str:
+    """A cell; with its number of runs where that is not the accuracy's, whose records the row lists."""
     if value is None:
         return 'not run'
-    return f'{100 * value.mean:.{digits}f} [{100 * value.low:.{digits}f}, {100 * value.high:.{digits}f}]'
+    other = f' ({_runs(value.runs)})' if accuracy and accuracy.runs != value.runs else ''
+    return f'{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]{other}'
+
+
+def _runs(count: int) -> str:
+    return f'{count} runs' if count > 1 else 'one run'
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -97,8 +105,11 @@ def _table(table: Table, measures: Measures, judges: Sequence[str], sets: Sequen
                 row.label + (f' ({row.remark})' if row.remark else ''),
                 *paper,
                 _percent(accuracy),
-                *(_percent(measures.accuracy(row, None, name)) for name in sets),
-                *(_percent(measures.separation(row, judge)) if _is_judged(row, judge) else '' for judge in judges),
+                *(_percent(measures.accuracy(row, None, name), accuracy) for name in sets),
+                *(
+                    _percent(measures.separation(row, judge), accuracy) if _is_judged(row, judge) else ''
+                    for judge in judges
+                ),
                 _leakage(measures.leakage(row)) if any(run.audit for run in row.runs) else '',
                 _records(row, accuracy),
                 row.varies,
@@ -108,7 +119,7 @@ def _table(table: Table, measures: Measures, judges: Sequence[str], sets: Sequen
         f'## Table {table.name.removeprefix("table")}: {table.title}',
         '',
         *_markdown(header, rows),
-        table.remark + _overlap(table, measures),
+        table.remark + _overlap(table, measures) + _originals(table, measures),
         '',
     ]
 
@@ -125,6 +136,21 @@ def _overlap(table: Table, measures: Measures) -> str:
     if table.name != 'table4' or parts is None:
         return ''
     return f' In the last row {parts["overlap"]:.0%} of the people deployed on are among those trained on.'
+
+
+def _originals(table: Table, measures: Measures) -> str:
+    """Beside Table 1's leakage: that of the originals, and what chance finds."""
+    audits = [measures.leakage(row) for row in table.rows.values()] if table.name == 'table1' else []
+    audit = next(filter(None, audits), None)
+    if audit is None:
+        return ''
+    points = [about['leakage']['original_original'][-1] for about in audit['attackers'].values()]
+    found = max(point['with']['2'] for point in points)
+    chance = points[0]['chance_with']['2']
+    return (
+        f' Leakage among the originals themselves: {100 * found[0]:.1f} [{100 * found[1]:.1f}, {100 * found[2]:.1f}]; '
+        f'chance: {100 * chance:.1f}. An empty cell was not asked for.'
+    )
 
 
 def _is_judged(row: Row, judge: str) -> bool:
@@ -150,7 +176,8 @@ def _leakage(audit: dict | None) -> str:
 
 
 def _claims(evidence: Evidence) -> list[str]:
-    rows, counts, waiting = [], dict.fromkeys((HOLDS, FAILS, OPEN), 0), []
+    rows, waiting = [], []
+    outcomes: dict[bool, list[tuple[str, bool]]] = {True: [], False: []}  # of the paper's claims and of others
     for claim in CLAIMS:
         verdicts: list[Verdict] = [one for one in claim.check(evidence) if one.verdict != NOT_RUN]
         if not verdicts:
@@ -158,22 +185,54 @@ def _claims(evidence: Evidence) -> list[str]:
             continue
         for number, verdict in enumerate(verdicts):
             name = [f'**{claim.name}**: {claim.sentence}', claim.place] if number == 0 else ['', '']
-            rows.append([*name, verdict.measure, f'**{verdict.verdict}**', verdict.figures])
-        counts[worst([verdict.verdict for verdict in verdicts])] += 1
-    said = ', '.join(f'{verdict} ({count})' for verdict, count in counts.items() if count)
+            runs = f', {_runs(verdict.runs)}' if verdict.runs else ''
+            rows.append([*name, verdict.measure, f'**{verdict.verdict}**{runs}', verdict.figures])
+        outcome = worst([verdict.verdict for verdict in verdicts])
+        decides = [verdict for verdict in verdicts if verdict.verdict == outcome]
+        outcomes[claim.place != OURS_ALONE].append((outcome, all(verdict.runs == 1 for verdict in decides)))
+    paper = sum(claim.place != OURS_ALONE for claim in CLAIMS)
     return [
         '## The claims',
         '',
-        f'Of {len(CLAIMS)} claims, by every measure that has run: {said or "none has run"}. A claim '
+        f'Of {paper} claims of the paper, by every measure that has run: {_counted(outcomes[True])}; of '
+        f'{len(CLAIMS) - paper} of ours beside them: {_counted(outcomes[False])}. A claim '
         'holds where the whole 95 % interval of the difference says so, does not hold where the whole interval says '
-        'the contrary, and is not decided otherwise. Differences are in points, paired by people and runs; leakage is '
-        'compared unpaired, by whether intervals overlap. What "does not matter" must lie within 2 points. An interval '
-        'of one run covers the people of the test alone; one of three runs shows too little of what differs between '
-        'runs, by a third on average.',
+        'the contrary, and is not decided otherwise. Differences are in points, paired by people and runs; releases '
+        'are compared in leakage unpaired, by the interval of the difference that follows from their two (Newcombe). '
+        'What "does not matter" must lie within 2 points; what "does not help" may help by less.',
+        '',
+        'An interval of one run covers the people of the test alone, not what another training would change'
+        f'{_between_runs(evidence)}; one of three runs shows too little of it, by a third on average. Where one row '
+        "has three trainings and another one (the tables' last column), their difference covers the masks and "
+        'recognisers of both, and the trainings of the one.',
         '',
         *_markdown(['the paper', 'where', 'measure', 'verdict', 'figures'], rows),
         *([f'Not run: {"; ".join(waiting)}.', ''] if waiting else []),
     ]
+
+
+def _counted(outcomes: Sequence[tuple[str, bool]]) -> str:
+    """How often each verdict, and how often by one run alone."""
+    said = []
+    for verdict in (HOLDS, FAILS, OPEN):
+        alone = [by_one_run for outcome, by_one_run in outcomes if outcome == verdict]
+        if alone:
+            by_one_run = f', {sum(alone)} by one run' if any(alone) else ''
+            said.append(f'{verdict} ({len(alone)}{by_one_run})')
+    return ', '.join(said) or 'none has run'
+
+
+def _between_runs(evidence: Evidence) -> str:
+    """How far the accuracies of a row's runs differ, pooled over rows."""
+    rows = {row.runs[0].verify: row for table in evidence.tables.values() for row in table.rows.values()}
+    found = [one.by_run for one in map(evidence.measures.accuracy, rows.values()) if one and one.runs > 1]
+    if not found:
+        return ''
+    variance = sum(len(runs) * np.var(runs) for runs in found) / sum(len(runs) - 1 for runs in found)
+    return (
+        f" (accuracies of one row's runs differ by a standard deviation of {100 * variance**0.5:.1f} points, over "
+        f'{len(found)} rows)'
+    )
 
 
 def _figures(folder: Path, measures: Measures, tables: Mapping[str, Table]) -> list[str]:
@@ -184,7 +243,9 @@ def _figures(folder: Path, measures: Measures, tables: Mapping[str, Table]) -> l
         for key, row in table.rows.items()
         if (table.name, key) in (('table2', 'mse'), ('table2', 'im_rm'))
     }
-    if all(audits.values()) and audits:
+    if not audits or None in audits.values():
+        lines += ['Figures 3 and 5: not run.', '']
+    else:
         mae, ours = audits.values()
         for attacker in ours['attackers']:
             file = f'figures/leakage_{attacker}.svg'
@@ -202,15 +263,15 @@ def _figures(folder: Path, measures: Measures, tables: Mapping[str, Table]) -> l
     }
     shown = {label: both for label, both in shown.items() if None not in both}
     if len(shown) > 1:
-        draw_trade_off(folder / 'figures/trade_off.svg', shown)
+        original = measures.accuracy(tables['table1'].rows['original'])
+        draw_trade_off(folder / 'figures/trade_off.svg', shown, original)
         lines += [
             '![Accuracy against leakage, for every release of Table 1](figures/trade_off.svg)',
             '',
             'Utility against leakage: accuracy of recognisers, and leakage at K = 2 of the worst attacker.',
             '',
         ]
-    lines += _feature_map(folder, measures.store) + _compared_faces(measures.store)
-    return ['## Figures', '', *(lines or ['Not run.', ''])]
+    return ['## Figures', '', *lines, *_feature_map(folder, measures.store), *_compared_faces(measures.store)]
 
 
 def _feature_map(folder: Path, store: Store) -> list[str]:
@@ -218,7 +279,7 @@ def _feature_map(folder: Path, store: Store) -> list[str]:
     stage = store.stages['fig1']
     record = store.record(stage)
     if record is None:
-        return []
+        return ['Figure 1: not run.', '']
     picture = folder / 'figures/feature_map.svg'
     if store.has_output(stage):
         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +305,7 @@ def _compared_faces(store: Store) -> list[str]:
     """Figure 4's numbers; its picture shows real people and stays outside the repository."""
     record = store.record(store.stages['fig4'])
     if record is None:
-        return []
+        return ['Figure 4: not run.', '']
     rows = [
         [name, region, *('{:.3f} [{:.3f}, {:.3f}]'.format(*about[region][measure]) for measure in MEASURES)]
         for name, about in record['numbers']['sets'].items()

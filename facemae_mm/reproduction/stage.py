@@ -71,7 +71,7 @@ class Stage:
         return _recipe(self.command)
 
     def key(self, digests: Mapping[str, str], anew: bool = False) -> str:
-        """SHA-256 of all that the result depends on: words, resolved recipe, inputs' content, versions, device.
+        """SHA-256 of what the result depends on: words, resolved recipe, inputs' content, versions, kind of device.
 
         Args:
             digests: Content of every input, by its name.

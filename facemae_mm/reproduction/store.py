@@ -20,7 +20,8 @@ class Store:
     """Files in `cache`, a folder a stage and key; numbers in `results`, a record a stage.
 
     A record is valid for a key, into which the *content* of all inputs goes: what was lost is made anew, and where it
-    then differs, everything that was made from it counts as not there. So no table mixes results.
+    then differs, everything that was made from it counts as not there. So no table mixes results. Of this project's
+    code the key knows its version alone: whoever changes what a stage computes raises it. Records name their commit.
 
     Args:
         stages: By name.
