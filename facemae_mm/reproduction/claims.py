@@ -193,8 +193,9 @@ def _error_halved(ours: str, others: Sequence[str]) -> Callable[[Evidence], list
         best = max((place for place in found if place != ours), key=lambda place: found[place].mean)
         runs = min(found[ours].runs, found[best].runs)
         a, b = (evidence.measures.accuracy(rows[place], runs, name) for place in (ours, best))
-        with np.errstate(divide='ignore'):  # some resample may hold no error
-            ratios = sorted((1 - a.resampled) / (1 - b.resampled))
+        with np.errstate(divide='ignore', invalid='ignore'):  # some resample may hold no error of one or of both
+            ratios = (1 - a.resampled) / (1 - b.resampled)
+        ratios = np.sort(np.where(np.isnan(ratios), 1, ratios))
         low, high = ratios[int(0.025 * len(ratios))], ratios[int(0.975 * len(ratios))]
         ratio = (1 - a.mean) / (1 - b.mean)
         verdict = HOLDS if high <= 0.5 else FAILS if low > 0.5 else OPEN
