@@ -147,6 +147,21 @@ def run_tool(repository, monkeypatch, *words):
     return ended.value.code
 
 
+def test_a_page_shows_runs_of_other_commands_too(monkeypatch, repository, tmp_path):
+    """A table that is run with `--seeds 1` hides no run of the others."""
+    shown = []
+
+    def write_page(folder, store, graph, tables, command):
+        shown.append({len(row.runs) for table in tables.values() for row in table.rows.values()})
+
+    monkeypatch.setattr('facemae_mm.reproduction.page.write_page', write_page)
+    (tmp_path / 'pairs.txt').touch()
+    words = ['table3', '--page', '--lfw', str(tmp_path), '--pairs', str(tmp_path / 'pairs.txt'), '--seeds']
+    for seeds in '15':
+        assert run_tool(repository, monkeypatch, *words, seeds) == 0
+    assert shown == [{3}, {5}]
+
+
 def test_missing_sources_are_named_behind_the_plan(monkeypatch, repository, few_operations, capsys, tmp_path):
     words = ['table6', '--scale', 'paper', '--casia', str(tmp_path), '--cache', str(tmp_path / 'cache')]
     write_faces(tmp_path, identities=2, images=2)

@@ -49,6 +49,8 @@ examples:
 #: Options of one scale alone.
 OF_SCALE = dict(mini=('lfw', 'pairs', 'jobs'), paper=('webface', 'casia', 'phi', 'gpus', 'tflops'))
 
+#: Runs of each cell by scale.
+SEEDS = dict(mini=3, paper=1)
 
 #: Names that no embedder may have.
 RESERVED = ('own', 'pairs', *SOURCES)
@@ -90,7 +92,7 @@ def parse_args() -> argparse.Namespace:
         help='embedders that no training here sees, as judges of utility beside one trained on W, and the first of '
         'them as a second attacker; MEAN and STD as three numbers with slashes, where the file does not tell',
     )
-    add('--seeds', type=int, metavar='N', help='runs of each cell (default: 3; paper: 1)')
+    add('--seeds', type=int, metavar='N', help='runs of each cell that are run (default: 3; paper: 1)')
     cores = len(os.sched_getaffinity(0))
     add('--jobs', type=int, metavar='N', help=f'mini: stages at once, a thread each (default: {cores})')
     add('--gpus', type=int, metavar='N', help='paper: of this machine, 1, 2, 4 or 8 (default: 8)')
@@ -107,7 +109,7 @@ def parse_args() -> argparse.Namespace:
     if args.scale == 'mini' and None in (args.lfw, args.pairs):
         parser.error('--scale mini needs --lfw FOLDER and --pairs FILE')
     defaults = dict(
-        seeds=3 if args.scale == 'mini' else 1,
+        seeds=SEEDS[args.scale],
         jobs=cores if args.scale == 'mini' else 1,
         gpus=8,
         tflops=100.0,
@@ -223,10 +225,11 @@ def run(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f'{name}: {sources[name]} does not exist. Look at --help.')
     graph = make_graph(args, sources)
     cells = Cells(graph, args.seeds)
-    tables = {name: table(cells) for name, table in TABLES.items()}
     asked = list(TABLES) if 'all' in args.what else [name for name in args.what if name in TABLES]
     figures = {name: stages(cells) for name, stages in FIGURES.items()}
-    targets = stages_of([tables[name] for name in asked])
+    targets = stages_of([TABLES[name](cells) for name in asked])
+    shown = Cells(graph, max(args.seeds, SEEDS[args.scale]))  # other commands may have run more
+    tables = {name: table(shown) for name, table in TABLES.items()}
     targets += [stage for name, stages in figures.items() if {name, 'all'} & set(args.what) for stage in stages]
     if paper:
         missing = missing_sources(graph, targets, sources)
