@@ -161,7 +161,7 @@ class Miniature(DataFlow):
         model, batch = recipe['model'], recipe['train_dataloader']['batch_size']
         arch, neck, loss = model['backbone']['arch'], model['neck'], model['head']['loss']
         tests = ' and '.join(map(str, split.test_folds))
-        tested = f' on {len(parts["pairs"]):,} pairs of {parts["test"]["people"]:,} people' if parts else ''
+        tested = f', tested on {len(parts["pairs"]):,} pairs of {parts["test"]["people"]:,} people' if parts else ''
         unseen = next(iter(self.unseen), None)
         given = f' `{", ".join(self.unseen)}`: from outside, by `--unseen`.' if self.unseen else ''
         second = f', and `second_embedder`, which is {unseen}, a judge of separation too' if unseen else ''
@@ -190,7 +190,7 @@ class Miniature(DataFlow):
             "row's faces apart: AUC, mean over people, % (50 is chance). `own` is an R18 that was trained on the real "
             f'faces of W.{given}',
             '',
-            'Leakage (Eq. 3) is how often real photos of all people of C find their person, by the worse attacker: '
+            'Leakage (Eq. 3) is how often real photos of all people of C find their person, by the worst attacker of '
             f'`embedder`, which is φ{second}. "Without": what was made from the very photo is not in the gallery; '
             '"with": it is.',
             '',

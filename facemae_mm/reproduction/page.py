@@ -217,7 +217,7 @@ def _counted(outcomes: Sequence[tuple[str, bool]]) -> str:
     for verdict in (HOLDS, FAILS, OPEN):
         alone = [by_one_run for outcome, by_one_run in outcomes if outcome == verdict]
         if alone:
-            by_one_run = f', {sum(alone)} by one run' if any(alone) else ''
+            by_one_run = f', {"all" if all(alone) else sum(alone)} by one run' if any(alone) else ''
             said.append(f'{verdict} ({len(alone)}{by_one_run})')
     return ', '.join(said) or 'none has run'
 
