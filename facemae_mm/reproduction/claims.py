@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .measures import SETS, Measured, Measures, difference
-from .tables import Row, Table
+from .tables import RECOGNISER, Row, Table
 
 HOLDS, FAILS, OPEN, NOT_RUN = 'holds', 'does not hold', 'not decided at this size', 'not run'
 
@@ -76,16 +76,23 @@ class Evidence:
         rows = ((place, self.row(place)) for place in (a, b))
         return ' − '.join(row.label if row else place for place, row in rows)
 
-    def _pair(self, a: str, b: str, measure: Callable[[Row, int | None], Measured | None]) -> Measured | None:
-        """a − b over the runs that both have."""
+    def _pair(
+        self, a: str, b: str, measure: Callable[[Row, int | None], Measured | None], most: int | None = None
+    ) -> Measured | None:
+        """a − b over the runs that both have, at most so many."""
         rows = self.row(a), self.row(b)
         if None in rows:
             return None
-        found = [measure(row, None) for row in rows]
+        found = [measure(row, most) for row in rows]
         if None in found:
             return None
         runs = min(one.runs for one in found)
         return difference(*(measure(row, runs) for row in rows))
+
+    def _releases(self, *places: str) -> int | None:
+        """1 where none of some rows has more than one release, so that runs differ in recognisers alone; else None."""
+        rows = [row for row in map(self.row, places) if row]
+        return 1 if all(row.varies == RECOGNISER for row in rows) else None
 
     def differences(self, a: str, b: str) -> dict[str, Measured | None]:
         """a − b by every measure of utility, paired."""
@@ -95,7 +102,7 @@ class Evidence:
             found[f'accuracy {SETS[name]}'] = self._pair(a, b, measure)
         for judge in self.judges:
             measure = lambda row, runs, judge=judge: self.measures.separation(row, judge, runs)  # noqa: E731
-            found[f'separation ({judge})'] = self._pair(a, b, measure)
+            found[f'separation ({judge})'] = self._pair(a, b, measure, self._releases(a, b))
         return found
 
 
