@@ -228,9 +228,9 @@ def run(args: argparse.Namespace) -> None:
     asked = list(TABLES) if 'all' in args.what else [name for name in args.what if name in TABLES]
     figures = {name: stages(cells) for name, stages in FIGURES.items()}
     targets = stages_of([TABLES[name](cells) for name in asked])
+    targets += [stage for name, stages in figures.items() if {name, 'all'} & set(args.what) for stage in stages]
     shown = Cells(graph, max(args.seeds, SEEDS[args.scale]))  # other commands may have run more
     tables = {name: table(shown) for name, table in TABLES.items()}
-    targets += [stage for name, stages in figures.items() if {name, 'all'} & set(args.what) for stage in stages]
     if paper:
         missing = missing_sources(graph, targets, sources)
         if args.list or (missing and not args.page):

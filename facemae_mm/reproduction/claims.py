@@ -249,12 +249,13 @@ def _rates(evidence: Evidence, place: str, pairing: str, mode: str) -> dict[str,
     return found
 
 
-def _percent(rate: Sequence[float]) -> str:
+def percent(rate: Sequence[float]) -> str:
+    """A rate and its interval, in hundredths."""
     return f'{100 * rate[0]:.1f} [{100 * rate[1]:.1f}, {100 * rate[2]:.1f}]'
 
 
 def _points_lower(difference: Sequence[float]) -> str:
-    return f'{_percent(difference)} points lower'
+    return f'{percent(difference)} points lower'
 
 
 def _leaks_less(a: tuple[str, str], b: tuple[str, str]) -> Callable[[Evidence], list[Verdict]]:
@@ -266,13 +267,13 @@ def _leaks_less(a: tuple[str, str], b: tuple[str, str]) -> Callable[[Evidence], 
             first, second = _rates(evidence, *a, mode), _rates(evidence, *b, mode)
             for attacker in first.keys() & second.keys():
                 x, y = first[attacker][-1][1], second[attacker][-1][1]
-                lower, below, above = _unpaired_difference(y, x)
+                lower = _unpaired_difference(y, x)
                 figures = ', '.join(
-                    f'{evidence.row(place).label}, {pairing.replace("_", " → ")}: {_percent(rate)} %'
+                    f'{evidence.row(place).label}, {pairing.replace("_", " → ")}: {percent(rate)} %'
                     for (place, pairing), rate in ((a, x), (b, y))
                 )
-                figures += f'; {_points_lower((lower, below, above))}, {mode} the source'
-                verdicts.append(Verdict(attacker, _positive(below, above), figures))
+                figures += f'; {_points_lower(lower)}, {mode} the source'
+                verdicts.append(Verdict(attacker, _positive(*lower[1:]), figures))
         return sorted(verdicts, key=lambda verdict: verdict.measure) or [Verdict('leakage', NOT_RUN, '')]
 
     return check
@@ -321,8 +322,8 @@ def _falls_more(place: str) -> Callable[[Evidence], list[Verdict]]:
             a, b = shares
             verdict = HOLDS if a[1] > b[2] else FAILS if a[2] < b[1] else OPEN
             figures = (
-                f'from {few} to {many} identities the released loses {_percent(a)} % of its rate, '
-                f'the original {_percent(b)} %'
+                f'from {few} to {many} identities the released loses {percent(a)} % of its rate, '
+                f'the original {percent(b)} %'
             )
             verdicts.append(Verdict(attacker, verdict, figures))
         return verdicts or [Verdict('leakage', NOT_RUN, '')]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..whole_file import whole_file
 from .charts import draw_leakage, draw_trade_off
-from .claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, OURS_ALONE, Evidence, Verdict, worst
+from .claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, OURS_ALONE, Evidence, Verdict, percent, worst
 from .data_flow import DataFlow
 from .face_regions import MEASURES
 from .measures import SETS, Measured, Measures
@@ -78,7 +78,7 @@ def _percent(value: Measured | None, accuracy: Measured | None = None) -> str:
     if value is None:
         return 'not run'
     other = f' ({_runs(value.runs)})' if accuracy and accuracy.runs != value.runs else ''
-    return f'{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]{other}'
+    return percent((value.mean, value.low, value.high)) + other
 
 
 def _runs(count: int) -> str:
@@ -148,8 +148,8 @@ def _originals(table: Table, measures: Measures) -> str:
     found = max(point['with']['2'] for point in points)
     chance = points[0]['chance_with']['2']
     return (
-        f' Leakage among the originals themselves: {100 * found[0]:.1f} [{100 * found[1]:.1f}, {100 * found[2]:.1f}]; '
-        f'chance: {100 * chance:.1f}. An empty cell was not asked for.'
+        f' Leakage among the originals themselves: {percent(found)}; chance: {100 * chance:.1f}. An empty cell was not '
+        'asked for.'
     )
 
 
@@ -170,14 +170,12 @@ def _leakage(audit: dict | None) -> str:
             if point.get(mode)
         ]
         if rates:
-            rate = max(rates)
-            found.append(f'{mode} {100 * rate[0]:.1f} [{100 * rate[1]:.1f}, {100 * rate[2]:.1f}]')
+            found.append(f'{mode} {percent(max(rates))}')
     return ', '.join(found)
 
 
 def _claims(evidence: Evidence) -> list[str]:
-    rows, waiting = [], []
-    outcomes: dict[bool, list[tuple[str, bool]]] = {True: [], False: []}  # of the paper's claims and of others
+    rows, waiting, of_paper, of_ours = [], [], [], []
     for claim in CLAIMS:
         verdicts: list[Verdict] = [one for one in claim.check(evidence) if one.verdict != NOT_RUN]
         if not verdicts:
@@ -189,13 +187,14 @@ def _claims(evidence: Evidence) -> list[str]:
             rows.append([*name, verdict.measure, f'**{verdict.verdict}**{runs}', verdict.figures])
         outcome = worst([verdict.verdict for verdict in verdicts])
         decides = [verdict for verdict in verdicts if verdict.verdict == outcome]
-        outcomes[claim.place != OURS_ALONE].append((outcome, all(verdict.runs == 1 for verdict in decides)))
-    paper = sum(claim.place != OURS_ALONE for claim in CLAIMS)
+        outcomes = of_ours if claim.place == OURS_ALONE else of_paper
+        outcomes.append((outcome, all(verdict.runs == 1 for verdict in decides)))
+    ours = sum(claim.place == OURS_ALONE for claim in CLAIMS)
     return [
         '## The claims',
         '',
-        f'Of {paper} claims of the paper, by every measure that has run: {_counted(outcomes[True])}; of '
-        f'{len(CLAIMS) - paper} of ours beside them: {_counted(outcomes[False])}. A claim '
+        f'Of {len(CLAIMS) - ours} claims of the paper, by every measure that has run: {_counted(of_paper)}; of '
+        f'{ours} of ours beside them: {_counted(of_ours)}. A claim '
         'holds where the whole 95 % interval of the difference says so, does not hold where the whole interval says '
         'the contrary, and is not decided otherwise. Differences are in points, paired by people and runs; releases '
         'are compared in leakage unpaired, by the interval of the difference that follows from their two (Newcombe). '

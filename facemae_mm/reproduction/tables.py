@@ -94,29 +94,28 @@ class Cells:
         network: str | None = None,
         part: str = 'deploy',
         links: bool = True,
-        separate: bool = True,
         audit: bool = False,
         imitations: Mapping[str, str] | None = None,
         of_w: bool = False,
     ) -> tuple[Run, ...]:
         """A run a seed; `faces` gives the words for a seed's faces, and their label.
 
-        `network` None is the scale's; `of_w` says that the faces show people of W.
+        `network` None is the scale's; those of another train on the same faces, which are measured with the scale's
+        alone. `of_w` says that the faces show people of W.
         """
+        first = network in (None, self.graph.network)
         runs = []
         for seed in self.seeds:
             words, label = faces(seed)
             verify = self.graph.utility(words, label, seed, network or self.graph.network, part)
-            separation = self.graph.separation(words, label, links, part, of_w) if separate else {}
-            leak = self.graph.audit(words, label, imitations, part) if audit and seed == 0 else None
+            separation = self.graph.separation(words, label, links, part, of_w) if first else {}
+            leak = self.graph.audit(words, label, imitations, part) if first and audit and seed == 0 else None
             runs.append(Run(verify, separation, leak))
         return tuple(runs)
 
     def original(self, network: str | None = None) -> tuple[Run, ...]:
         """Real faces of C."""
-        separate = network in (None, self.graph.network)
-        faces = self.graph.faces('deploy'), 'original'
-        return self._runs(lambda seed: faces, network, links=False, separate=separate)
+        return self._runs(lambda seed: (self.graph.faces('deploy'), 'original'), network, links=False)
 
     def synthetic(self) -> tuple[Run, ...]:
         """Others' synthetic faces."""
@@ -155,15 +154,13 @@ class Cells:
             name = release(seed)
             return f'{{{name}}}', name.removeprefix('release.')
 
-        separate = network in (None, self.graph.network)
-        return self._runs(faces, network, part, links, separate, audit, imitations, of_w)
+        return self._runs(faces, network, part, links, audit, imitations, of_w)
 
     def facemae(self, network: str | None = None) -> tuple[Run, ...]:
         """The paper's model: a training, masks and a recogniser a seed; audited with attackers who imitate it."""
         made = {'MAE': self.graph.mae(0), 'FaceMAE': self.graph.facemae(0)}
         imitations = {name: f'{{{self.graph.release(model, 1)}}}' for name, model in made.items()}
-        audit = network in (None, self.graph.network)
-        return self.released(self.graph.facemae, network, audit=audit, imitations=imitations)
+        return self.released(self.graph.facemae, network, audit=True, imitations=imitations)
 
     def varied(self, part: str = 'train', deploy: str = 'deploy', **options: float | str) -> tuple[Run, ...]:
         """Another training of FaceMAE, once, deployed at its own masks."""
