@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 .PHONY: help demo test test-slow bench fuzz lint clean
 
 help:
-	@echo 'make demo              the whole pipeline on ORL faces, about 12 minutes on two cores'
+	@echo 'make demo              the whole pipeline on ORL faces, about 13 minutes on two cores'
 	@echo 'make demo DATA=FOLDER  the same on a folder of identity folders of aligned faces'
 	@echo 'make test              the tests'
 	@echo 'make test-slow         the tests that take longer'

@@ -29,7 +29,9 @@ model = dict(
 )
 load_from = start_weights
 
-optim_wrapper = dict(optimizer=dict(lr=5e-4))
+# Chosen on ORL's training people, ten to train on and four to reconstruct: separation of these (AUC, MobileFaceNet) went
+# from the start's 0.66 to 0.73 at 1e-4, 0.70 at 2e-4 and 0.64 at 5e-4, where faces become patterns that φ likes.
+optim_wrapper = dict(optimizer=dict(lr=1e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=2, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=78, eta_min=1e-5, begin=2, end=80, convert_to_iter_based=True),
