@@ -311,9 +311,10 @@ def _compared_faces(store: Store) -> list[str]:
         for region in about
     ]
     return [
-        f'Figure 4, of {record["numbers"]["photos"]:,} photos: structural similarity to the original, detail (energy '
-        "of the Laplacian) over the original's, and how much of the detail is the original's own (correlation). The "
-        'picture shows real people and is not published; it lies in the cache beside the record made by '
+        f'Figure 4, of {record["numbers"]["photos"]:,} photos: structural similarity to the original; detail (energy '
+        "of the Laplacian) over the original's, beyond 1 noise or a pattern; and how much of it is the original's own "
+        '(correlation). The claim asks for the first and the last. The picture shows real people and is not published; '
+        'it lies in the cache beside the record made by '
         f'`{shlex.join(record["command"])}`.',
         '',
         *_markdown(['set', 'region', 'SSIM', 'detail, × original', 'match of detail'], rows),

@@ -226,7 +226,7 @@ def table2(cells: Cells) -> Table:
     if isinstance(graph, Miniature):
         faces = cells.released(lambda seed: graph.start())
         rows['start'] = Row('the start itself', None, faces, MASKS)
-        faces = cells.released(lambda seed: graph.start_on_w())
+        faces = cells.released(lambda seed: graph.start_on_w(), audit=True)
         rows['mse_whole'] = Row('MSE of the whole face, on from the start', None, faces, MASKS)
     rows |= dict(
         mse=Row('MSE (plain MAE)', (97.62, 86.14, 85.68), cells.released(graph.mae, audit=True), ALL),
