@@ -148,6 +148,15 @@ def test_a_training_is_known_by_its_checkpoint_s_steps_and_its_last_losses(tmp_p
     assert numbers.READERS['training'](tmp_path, {}) == dict(iterations=117, loss=4.0)
 
 
+def test_a_record_says_nothing_of_where_things_lie(tmp_path):
+    """What tools write of their command and of their embedder's place is left out."""
+    found = dict(command='python tools/x.py /home', embedder=dict(checkpoint='/home/r50', sha256='a'), mmd2=0.25)
+    (tmp_path / 'feature_map.json').write_text(json.dumps(found))
+    (tmp_path / 'compare_faces.json').write_text(json.dumps(dict(command='/home', photos=3)))
+    assert numbers.READERS['feature_map'](tmp_path, {}) == dict(embedder=dict(sha256='a'), mmd2=0.25)
+    assert numbers.READERS['compare_faces'](tmp_path, {}) == dict(photos=3)
+
+
 def test_recipes_are_read_one_at_a_time(monkeypatch, repository):
     """Threads ask for keys at once, and what one option sets must not reach the recipe of another."""
     monkeypatch.chdir(repository)

@@ -100,8 +100,15 @@ def _audit(folder: Path, inputs: Mapping[str, Path]) -> dict:
 
 
 def _json(name: str) -> Callable[[Path, Mapping[str, Path]], dict]:
-    """A file of numbers as it is."""
-    return lambda folder, inputs: _rounded(read_json(folder / name, _REMEDY))
+    """A file of numbers but for what says where things lie: the record has the command, the embedder its SHA-256."""
+
+    def read(folder: Path, inputs: Mapping[str, Path]) -> dict:
+        found = read_json(folder / name, _REMEDY)
+        found.pop('command')
+        found.get('embedder', {}).pop('checkpoint', None)
+        return _rounded(found)
+
+    return read
 
 
 #: By the name that a stage gives.
