@@ -147,6 +147,17 @@ def run_tool(repository, monkeypatch, *words):
     return ended.value.code
 
 
+def test_a_command_that_another_keeps_away_writes_no_page(monkeypatch, repository, tmp_path, capsys):
+    def lock(store):
+        raise FileExistsError('Another process is at work.')
+
+    monkeypatch.setattr('facemae_mm.reproduction.store.Store.lock', lock)
+    (tmp_path / 'pairs.txt').touch()
+    words = ['table1', '--lfw', str(tmp_path), '--pairs', str(tmp_path / 'pairs.txt'), '--results']
+    assert run_tool(repository, monkeypatch, *words, str(tmp_path / 'results')) == 2
+    assert 'Another process is at work' in capsys.readouterr().err and not (tmp_path / 'results').exists()
+
+
 def test_a_page_shows_runs_of_other_commands_too(monkeypatch, repository, tmp_path):
     """A table that is run with `--seeds 1` hides no run of the others."""
     shown = []

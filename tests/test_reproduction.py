@@ -10,6 +10,7 @@ import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -271,7 +272,9 @@ SCRIPT = """
     stage = Stage('slow', 'slow', (str(folder / 'tool.py'), 'slow', '{out}/o.txt'), 'o.txt', 'toy', 1)
     import signal
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run_stages(Store({'slow': stage}, {}, folder / 'cache', folder / 'results'), ['slow'], 1, print)
+    store = Store({'slow': stage}, {}, folder / 'cache', folder / 'results')
+    with store.lock():
+        run_stages(store, ['slow'], 1, print)
 """
 
 
@@ -533,6 +536,13 @@ def test_runs_that_have_not_run_are_left_out():
     assert Numbers({}).separation(row, 'judge') is None and Numbers({}).accuracy(row) is None
 
 
+def test_runs_that_differ_in_recognisers_alone_are_one_run_of_separation():
+    (row,) = rows(3)
+    runs = tuple(replace(run, separation={'judge': 'same'}) for run in row.runs)
+    measured = Numbers(dict(same=dict(by_person=[0.5, 1.0]))).separation(replace(row, runs=runs), 'judge')
+    assert measured.runs == 1 and measured.mean == 0.75
+
+
 def test_a_paired_difference_of_equals_is_zero_and_of_a_shift_is_the_shift():
     rng = np.random.default_rng(1)
     base = rng.random((3, 40)) * 0.5
@@ -574,7 +584,7 @@ def test_verdicts(interval, above, same, no_better):
     evidence = Differences(a_b=interval)
     for check, verdict in ((_above, above), (_same, same), (claims._no_better, no_better)):
         (found,) = check('a', 'b')(evidence)
-        assert found.verdict == verdict and found.runs == (None if interval is None else 3)
+        assert found.verdict == verdict and found.runs == (0 if interval is None else 3)
 
 
 def leaking(**rates):
@@ -584,6 +594,18 @@ def leaking(**rates):
         for pairing, (without, with_) in rates.items()
     }
     return dict(attackers=dict(embedder=dict(leakage=points)))
+
+
+@pytest.mark.parametrize(('few', 'verdict'), [((0.6, 0.55, 0.65), HOLDS), ((0.6, 0.0, 0.65), OPEN)])
+def test_no_share_is_told_of_a_rate_that_may_be_none(few, verdict):
+    def points(*rates):
+        return [{'identities': n, 'without': {'2': list(rate)}} for n, rate in zip((9, 99), rates, strict=True)]
+
+    found = dict(original_original=points((1, 1, 1), (1, 1, 1)), original_released=points(few, (0.1, 0.05, 0.15)))
+    audit = dict(attackers=dict(embedder=dict(leakage=found)))
+    table = Table('t', '', dict(ours=Row('ours', None, (Run('', {}, 'audit'),), '')))
+    (said,) = claims._falls_more('t.ours')(Evidence(Numbers(dict(audit=audit)), dict(t=table), []))
+    assert (said.verdict, said.runs) == (verdict, 1)
 
 
 def test_leakage_is_compared_by_the_interval_of_the_difference_with_and_without_the_source():

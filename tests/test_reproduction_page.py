@@ -130,7 +130,11 @@ def test_one_run_says_so(page):
     rows = {line.partition(' |')[0].removeprefix('| '): line for line in text.splitlines() if line.startswith('| ')}
     assert rows['75 % masked'].count(' (2 runs) |') == 1
     both = page().read_text()
-    assert '**, 2 runs | FaceMAE, R18 − MAE' in both and 'by one run' not in both and 'runs) |' not in both
+    assert '**, 2 runs | FaceMAE, R18 − MAE' in both and '(2 runs)' not in both
+    rows = {line.partition(' |')[0].removeprefix('| '): line for line in both.splitlines() if line.startswith('| ')}
+    assert rows['original'].count(' (one run) |') == 1 and '(one run)' not in rows['75 % masked']
+    leaks = [line for line in both.splitlines() if 'leakage (embedder) | **' in line]
+    assert leaks and all('**, one run | ' in line for line in leaks)
     by_seed = [line for line in both.splitlines() if '| seed 0 − seed 1' in line]
     assert len(by_seed) == 2 and '2 runs' in by_seed[0] and 'one run' in by_seed[1]  # one release each
     assert "accuracies of one row's runs differ by a standard deviation of " in both

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from facemae_mm.datasets.face_source import open_faces
@@ -34,13 +35,17 @@ shell script of all commands with what each costs, the totals, and what is missi
 
 A table is a graph of ordinary commands. What a stage made is kept in --cache by the hash of all that it depends on, its
 numbers as JSON in --results: tables share work, a killed run goes on with the same command, a changed setting redoes
-only what it touches. The page is RESULTS/README.md.
+only what it touches. The page is RESULTS/README.md. The numbers that came with this project lie in results/mini, so
+that a command without --results finds them and runs little or nothing: give a folder of your own to make them anew, or
+other judges and sets.
 
 examples:
-  python tools/reproduce.py table2 --lfw data/lfw112 --pairs data/lfw_pairs.txt --list
-  python tools/reproduce.py table2 fig3 --lfw data/lfw112 --pairs data/lfw_pairs.txt --seeds 1
-  python tools/reproduce.py all --lfw data/lfw112 --pairs data/lfw_pairs.txt --unseen mobilefacenet=weights/pack \\
-      --bins cfp_fp=data/cfp_fp.bin agedb_30=data/agedb_30.bin --synthetic data/synface
+  python tools/reproduce.py table2 --lfw data/lfw112 --pairs data/lfw_pairs.txt --results work_dirs/mini --list
+  python tools/reproduce.py table2 fig3 --lfw data/lfw112 --pairs data/lfw_pairs.txt --seeds 1 \\
+      --results work_dirs/mini
+  python tools/reproduce.py all --lfw data/lfw112 --pairs data/lfw_pairs.txt --results work_dirs/mini \\
+      --unseen mobilefacenet=weights/pack --bins cfp_fp=data/cfp_fp.bin agedb_30=data/agedb_30.bin \\
+      --synthetic data/synface
   python tools/reproduce.py all --scale paper --list
   python tools/reproduce.py table1 --scale paper --webface webface/train.rec --casia casia/train.rec --phi r50.pth \\
       --bins lfw=data/lfw.bin cfp_fp=data/cfp_fp.bin agedb_30=data/agedb_30.bin --gpus 8
@@ -249,11 +254,12 @@ def run(args: argparse.Namespace) -> None:
             print(f'{duration(stage.seconds):>8}  {stage.name:<56}  {stage.title}')
         print(f'{len(todo)} stages, {args.jobs} at once: {duration(sum(stage.seconds for stage in todo) / args.jobs)}')
         return
-    try:
-        if not args.page:
-            run_stages(store, targets, args.jobs, lambda line: print(line, flush=True), one_thread=not paper)
-    finally:
-        print(f'Page: {write_page(args.results.absolute(), store, graph, tables, command)}')
+    with nullcontext() if args.page else store.lock():
+        try:
+            if not args.page:
+                run_stages(store, targets, args.jobs, lambda line: print(line, flush=True), one_thread=not paper)
+        finally:
+            print(f'Page: {write_page(args.results.absolute(), store, graph, tables, command)}')
 
 
 def main() -> None:

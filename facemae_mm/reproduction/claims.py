@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .measures import SETS, Measured, Measures, difference
-from .tables import RECOGNISER, Row, Table
+from .tables import Row, Table
 
 HOLDS, FAILS, OPEN, NOT_RUN = 'holds', 'does not hold', 'not decided at this size', 'not run'
 
@@ -25,13 +25,13 @@ class Verdict:
         measure: 'accuracy' (on LFW), or 'accuracy CFP-FP', or 'separation (judge)', or 'leakage (attacker)'.
         verdict: HOLDS, FAILS, OPEN or NOT_RUN.
         figures: The numbers, for people.
-        runs: Of a measure of utility; None where it is none.
+        runs: Of which it is; 0 of none.
     """
 
     measure: str
     verdict: str
     figures: str
-    runs: int | None = None
+    runs: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,16 @@ class Evidence:
         rows = ((place, self.row(place)) for place in (a, b))
         return ' − '.join(row.label if row else place for place, row in rows)
 
-    def _pair(
-        self, a: str, b: str, measure: Callable[[Row, int | None], Measured | None], most: int | None = None
-    ) -> Measured | None:
-        """a − b over the runs that both have, at most so many."""
+    def _pair(self, a: str, b: str, measure: Callable[[Row, int | None], Measured | None]) -> Measured | None:
+        """a − b over the runs that both have."""
         rows = self.row(a), self.row(b)
         if None in rows:
             return None
-        found = [measure(row, most) for row in rows]
+        found = [measure(row, None) for row in rows]
         if None in found:
             return None
         runs = min(one.runs for one in found)
         return difference(*(measure(row, runs) for row in rows))
-
-    def _releases(self, *places: str) -> int | None:
-        """1 where none of some rows has more than one release, so that runs differ in recognisers alone; else None."""
-        rows = [row for row in map(self.row, places) if row]
-        return 1 if all(row.varies == RECOGNISER for row in rows) else None
 
     def differences(self, a: str, b: str) -> dict[str, Measured | None]:
         """a − b by every measure of utility, paired."""
@@ -102,7 +95,7 @@ class Evidence:
             found[f'accuracy {SETS[name]}'] = self._pair(a, b, measure)
         for judge in self.judges:
             measure = lambda row, runs, judge=judge: self.measures.separation(row, judge, runs)  # noqa: E731
-            found[f'separation ({judge})'] = self._pair(a, b, measure, self._releases(a, b))
+            found[f'separation ({judge})'] = self._pair(a, b, measure)
         return found
 
 
@@ -176,7 +169,7 @@ def _all(*checks: Callable[[Evidence], list[Verdict]]) -> Callable[[Evidence], l
                 measure,
                 worst([verdict.verdict for verdict in found]),
                 '; '.join(verdict.figures for verdict in found if verdict.figures),
-                min((verdict.runs for verdict in found if verdict.runs), default=None),
+                min((verdict.runs for verdict in found if verdict.runs), default=0),
             )
             for measure, found in by_measure.items()
         ]
@@ -273,7 +266,7 @@ def _leaks_less(a: tuple[str, str], b: tuple[str, str]) -> Callable[[Evidence], 
                     for (place, pairing), rate in ((a, x), (b, y))
                 )
                 figures += f'; {_points_lower(lower)}, {mode} the source'
-                verdicts.append(Verdict(attacker, _positive(*lower[1:]), figures))
+                verdicts.append(Verdict(attacker, _positive(*lower[1:]), figures, 1))
         return sorted(verdicts, key=lambda verdict: verdict.measure) or [Verdict('leakage', NOT_RUN, '')]
 
     return check
@@ -299,7 +292,7 @@ def _leakage_cut(place: str, points: float) -> Callable[[Evidence], list[Verdict
                 if rate:
                     verdict = HOLDS if rate[1] >= points else FAILS if rate[2] < points else OPEN
                     figures = f'{_points_lower(rate)}, {mode} the source, {last["identities"]} identities'
-                    verdicts.append(Verdict(f'leakage ({attacker})', verdict, figures))
+                    verdicts.append(Verdict(f'leakage ({attacker})', verdict, figures, 1))
         return verdicts or [Verdict('leakage', NOT_RUN, '')]
 
     return check
@@ -318,14 +311,20 @@ def _falls_more(place: str) -> Callable[[Evidence], list[Verdict]]:
             shares = []
             for rates in (released[attacker], kept[attacker]):
                 (few, first), (many, last) = rates[0], rates[-1]
+                if first[1] == 0:  # of a rate that may be none, no share can be told
+                    break
                 shares.append((1 - last[0] / first[0], 1 - last[2] / first[1], 1 - last[1] / first[2]))
+            if len(shares) < 2:
+                figures = f'among {few} identities a rate may be 0'
+                verdicts.append(Verdict(attacker, OPEN, figures, 1))
+                continue
             a, b = shares
             verdict = HOLDS if a[1] > b[2] else FAILS if a[2] < b[1] else OPEN
             figures = (
                 f'from {few} to {many} identities the released loses {percent(a)} % of its rate, '
                 f'the original {percent(b)} %'
             )
-            verdicts.append(Verdict(attacker, verdict, figures))
+            verdicts.append(Verdict(attacker, verdict, figures, 1))
         return verdicts or [Verdict('leakage', NOT_RUN, '')]
 
     return check
@@ -378,7 +377,7 @@ def _more_detail(ours: str, other: str) -> Callable[[Evidence], list[Verdict]]:
                 f'{region} {ours} − {other} {mean:.3f} [{low:.3f}, {high:.3f}]'
                 for region, (mean, low, high) in found.items()
             )
-            verdicts.append(Verdict(measure, verdict, figures))
+            verdicts.append(Verdict(measure, verdict, figures, 1))
         return verdicts
 
     return check
@@ -416,7 +415,7 @@ def _apart(
                 f'{other} − {reference} {mean:+.4f} [{low:+.4f}, {high:+.4f}]'
                 for other, (mean, low, high) in found.items()
             )
-            verdicts.append(Verdict(title, worst(each), figures))
+            verdicts.append(Verdict(title, worst(each), figures, 1))
         return verdicts
 
     return check
@@ -546,10 +545,16 @@ CLAIMS = (
         _above('table8.r90%', 'table3.r90%'),
     ),
     Claim(
-        '85 % beats GAN and masking',
-        'At 85 % it still performs better than GAN and masking.',
+        '85 % beats GANs',
+        'At 85 % it still performs better than GAN-based methods.',
         'Table 8',
-        _all(_above_each('table8.r85%', SYNFACE), _above('table8.r85%', 'table1.masked')),
+        _above_each('table8.r85%', SYNFACE),
+    ),
+    Claim(
+        '85 % beats masking',
+        'At 85 % it still performs better than mask-based methods.',
+        'Table 8',
+        _above('table8.r85%', 'table1.masked'),
     ),
     Claim(
         'leakage cut by 20 points',
@@ -590,9 +595,9 @@ CLAIMS = (
     ),
     Claim(
         'nearer to the originals',
-        'FaceMAE faces are distributed more like the originals than masked, generated or MAE faces.',
+        'FaceMAE faces are distributed more like the originals than masked or generated faces.',
         'Figure 1',
-        _nearer('facemae', 'mae', 'masked', 'synface'),
+        _nearer('facemae', 'masked', 'synface'),
     ),
     Claim(
         'imitation by MAE',

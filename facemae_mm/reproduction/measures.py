@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
 from ..evaluation.intervals import resampled_identities
 from .numbers import answers_of
 from .store import Store
-from .tables import Row, Run, Table
+from .tables import Row, Table
 
 RESAMPLES = 1000
 
@@ -57,8 +58,8 @@ class Measures:
     """Reads cells off the records of a store.
 
     Every resample draws the people of the test and the runs of a cell anew, with replacement: the same people and runs
-    for all cells, so that a difference of two is paired. Three runs tell little about the variance between runs: what
-    resampling them shows is too small by a third on average.
+    for all cells, so that a difference of two is paired. Three runs tell little about the variance between runs: that
+    which resampling them shows is a third too small on average.
 
     Args:
         store: With the records.
@@ -80,11 +81,12 @@ class Measures:
             found |= (self.numbers(name) or {'answers': {}})['answers'].keys()
         return [name for name in SETS if name in found and name != 'lfw']
 
-    def _done(self, row: Row, read: Callable[[Run], Sequence | None], runs: int | None) -> np.ndarray:
-        """What is read off the first runs of a row, up to the first that has not run: (runs, …)."""
+    def _done(self, stages: Iterable[str], read: Callable[[dict], Sequence | None]) -> np.ndarray:
+        """What is read off the numbers of stages, up to the first that has none: (stages, …)."""
         found = []
-        for run in row.runs[:runs]:
-            values = read(run)
+        for name in stages:
+            numbers = self.numbers(name)
+            values = numbers and read(numbers)
             if values is None:
                 break
             found.append(values)
@@ -102,12 +104,8 @@ class Measures:
             runs: At most so many; None for all that have run.
             set_name: Of `SETS`.
         """
-
-        def read(run: Run) -> list[bool] | None:
-            numbers = self.numbers(run.verify)
-            return numbers and answers_of(numbers, set_name)
-
-        correct = self._done(row, read, runs)  # (runs, P)
+        verified = [run.verify for run in row.runs[:runs]]
+        correct = self._done(verified, lambda numbers: answers_of(numbers, set_name))  # (runs, P)
         if not len(correct):
             return None
         weights = self._pair_weights(set_name, correct.shape[1])
@@ -129,13 +127,12 @@ class Measures:
         return self._weights[set_name]
 
     def separation(self, row: Row, judge: str, runs: int | None = None) -> Measured | None:
-        """How well a judge tells the people of the row's faces apart: mean AUC over people."""
+        """How well a judge tells the people of the row's faces apart: mean AUC over people.
 
-        def read(run: Run) -> list[float] | None:
-            numbers = self.numbers(run.separation[judge]) if judge in run.separation else None
-            return numbers and numbers['by_person']
-
-        aucs = self._done(row, read, runs)  # (runs, people)
+        Runs that differ in their recognisers alone are one run here.
+        """
+        stages = dict.fromkeys(run.separation[judge] for run in row.runs if judge in run.separation)
+        aucs = self._done(list(stages)[:runs], itemgetter('by_person'))  # (runs, people)
         if not len(aucs):
             return None
         drawn = np.array(list(resampled_identities(aucs.shape[1], RESAMPLES)))

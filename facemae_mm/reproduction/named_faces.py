@@ -8,7 +8,7 @@ import numpy as np
 from ..datasets.face_source import open_faces
 from ..datasets.masked_dataset import MaskedSource
 from ..datasets.release_source import release_parts
-from ..evaluation.links import read_links
+from ..evaluation.links import LINKS, read_links
 from ..randomness import keyed_seed
 
 #: Names that fit into a legend and a file name.
@@ -47,12 +47,12 @@ class NamedFaces:
         self.source = source = open_faces(faces if colon else rest)
         folder = source.path.absolute()
         folder = folder if folder.is_dir() else folder.parent
-        beside = folder.with_name(f'{folder.name}.private') / 'links.csv'
-        anew = isinstance(source, MaskedSource) or release_parts(folder) is not None
-        if colon or (anew and beside.is_file()):
+        beside = folder.with_name(f'{folder.name}.private') / LINKS
+        if colon or beside.is_file():
             self.by = 'links'
             photos, people = read_links(links if colon else beside, source.keys)
         else:
+            anew = isinstance(source, MaskedSource) or release_parts(folder) is not None
             self.by = 'none' if anew else 'names'
             mark = f'{self.name}:' if anew else ''
             photos = [f'{mark}{key}' for key in source.keys]

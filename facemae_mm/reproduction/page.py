@@ -77,7 +77,7 @@ def _percent(value: Measured | None, accuracy: Measured | None = None) -> str:
     """A cell; with its number of runs where that is not the accuracy's, whose records the row lists."""
     if value is None:
         return 'not run'
-    other = f' ({_runs(value.runs)})' if accuracy and accuracy.runs != value.runs else ''
+    other = '' if accuracy and accuracy.runs == value.runs else f' ({_runs(value.runs)})'
     return percent((value.mean, value.low, value.high)) + other
 
 
@@ -95,7 +95,7 @@ def _table(table: Table, measures: Measures, judges: Sequence[str], sets: Sequen
     """A table of the paper beside ours."""
     header = ['', *(f'paper, {name}' for name in SETS.values()), 'accuracy, %']
     header += [*(f'accuracy {SETS[name]}, %' for name in sets), *(f'separation, {judge}, %' for judge in judges)]
-    header += ['leakage at K = 2, %', 'records of runs', 'which differ in']
+    header += ['leakage at K = 2, one run, %', 'records of runs', 'which differ in']
     rows = []
     for row in table.rows.values():
         accuracy = measures.accuracy(row)
@@ -104,7 +104,7 @@ def _table(table: Table, measures: Measures, judges: Sequence[str], sets: Sequen
             [
                 row.label + (f' ({row.remark})' if row.remark else ''),
                 *paper,
-                _percent(accuracy),
+                _percent(accuracy, accuracy),
                 *(_percent(measures.accuracy(row, None, name), accuracy) for name in sets),
                 *(
                     _percent(measures.separation(row, judge), accuracy) if _is_judged(row, judge) else ''
@@ -183,7 +183,7 @@ def _claims(evidence: Evidence) -> list[str]:
             continue
         for number, verdict in enumerate(verdicts):
             name = [f'**{claim.name}**: {claim.sentence}', claim.place] if number == 0 else ['', '']
-            runs = f', {_runs(verdict.runs)}' if verdict.runs else ''
+            runs = f', {_runs(verdict.runs)}'
             rows.append([*name, verdict.measure, f'**{verdict.verdict}**{runs}', verdict.figures])
         outcome = worst([verdict.verdict for verdict in verdicts])
         decides = [verdict for verdict in verdicts if verdict.verdict == outcome]
@@ -198,14 +198,15 @@ def _claims(evidence: Evidence) -> list[str]:
         'holds where the whole 95 % interval of the difference says so, does not hold where the whole interval says '
         'the contrary, and is not decided otherwise. Differences are in points, paired by people and runs; releases '
         'are compared in leakage unpaired, by the interval of the difference that follows from their two (Newcombe). '
-        'What "does not matter" must lie within 2 points; what "does not help" may help by less.',
+        'What "does not matter" must lie within 2 points; that something "does not help" does not hold where the whole '
+        'interval says that it helps, and holds where it helps by less than 2 points at most.',
         '',
         'An interval of one run covers the people of the test alone, not what another training would change'
-        f'{_between_runs(evidence)}; one of three runs shows too little of it, by a third on average. Where one row '
-        "has three trainings and another one (the tables' last column), their difference covers the masks and "
-        'recognisers of both, and the trainings of the one.',
+        f'{_between_runs(evidence)}; of three runs it shows a third too little of that variance, on average. Where one '
+        "row has three trainings and another one (the tables' last column), their difference covers the masks and "
+        'recognisers of both, and the trainings of the one. Leakage and Figures 1 and 4 are of one run each.',
         '',
-        *_markdown(['the paper', 'where', 'measure', 'verdict', 'figures'], rows),
+        *_markdown(['claim', 'where', 'measure', 'verdict', 'figures'], rows),
         *([f'Not run: {"; ".join(waiting)}.', ''] if waiting else []),
     ]
 
@@ -313,8 +314,8 @@ def _compared_faces(store: Store) -> list[str]:
     return [
         f'Figure 4, of {record["numbers"]["photos"]:,} photos: structural similarity to the original; detail (energy '
         "of the Laplacian) over the original's, beyond 1 noise or a pattern; and how much of it is the original's own "
-        '(correlation). The claim asks for the first and the last. The picture shows real people and is not published; '
-        'it lies in the cache beside the record made by '
+        '(correlation; far below 1, most of the detail is not). The claim asks for the first and the last. The picture '
+        'shows real people and is not published; it lies in the cache beside the record made by '
         f'`{shlex.join(record["command"])}`.',
         '',
         *_markdown(['set', 'region', 'SSIM', 'detail, × original', 'match of detail'], rows),

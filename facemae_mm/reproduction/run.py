@@ -15,7 +15,6 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import IO
 
-from ..datasets.resumable import lock_folder
 from ..whole_file import whole_file
 from .stage import Stage
 from .store import Store, current_commit
@@ -64,23 +63,17 @@ def run_stages(
     """Runs until every target has its numbers. Nothing runs twice; what a killed run had finished is kept.
 
     Args:
-        store: Of the graph.
+        store: Of the graph; nobody else must be at work on it (`Store.lock`).
         targets: Names of stages.
         jobs: Stages at once.
         say: Takes a line for people.
         one_thread: Each stage computes on one thread; else on as many as it likes.
 
     Raises:
-        FileExistsError: Another run is at work on these files.
         StageError: Stages failed; what does not depend on them was finished.
     """
-    store.cache.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(store.cache)
-    try:
-        while todo := to_run(store, targets):
-            _run_all(store, todo, jobs, say, ONE_THREAD if one_thread else {})
-    finally:
-        lock.close()
+    while todo := to_run(store, targets):
+        _run_all(store, todo, jobs, say, ONE_THREAD if one_thread else {})
 
 
 def _run_all(
@@ -200,6 +193,7 @@ def _run_stage(
                 f'{folder} is still at work for a run that was ended. Wait for that process, or end it.'
             ) from None
         if stage.output != 'checkpoint' and store.has_output(stage):  # its numbers were lost
+            (folder / SPENT).unlink(missing_ok=True)
             for name in (stage.output, f'{stage.output}.private'):
                 shutil.rmtree(folder / name, ignore_errors=True)
         print(f'\n$ {shlex.join(["python", *command])}', file=log, flush=True)

@@ -5,11 +5,12 @@ import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 from ..datasets.landmarks import find_landmarks
-from ..datasets.resumable import sha256_file
+from ..datasets.resumable import lock_folder, sha256_file
 from ..json_file import read_json
 from ..whole_file import whole_file
 from .numbers import READERS, last_checkpoint
@@ -21,7 +22,8 @@ class Store:
 
     A record is valid for a key, into which the *content* of all inputs goes: what was lost is made anew, and where it
     then differs, everything that was made from it counts as not there. So no table mixes results. Of this project's
-    code the key knows its version alone: whoever changes what a stage computes raises it. Records name their commit.
+    code the key knows its version alone: whoever changes what a stage computes deletes its record and its folder in
+    `cache`. Records name their commit.
 
     Args:
         stages: By name.
@@ -39,6 +41,15 @@ class Store:
         self.results = Path(results)
         self._source_digests: dict[str, str] = {}
         self._checked: dict[Path, str] = {}
+
+    def lock(self) -> TextIO:
+        """Keeps everybody else from these files until it is closed.
+
+        Raises:
+            FileExistsError: Another run is at work on them.
+        """
+        self.cache.mkdir(parents=True, exist_ok=True)
+        return lock_folder(self.cache)
 
     def record(self, stage: Stage) -> dict | None:
         """What is known of a stage with its present settings and inputs; None where it has to run."""
