@@ -608,6 +608,18 @@ def test_no_share_is_told_of_a_rate_that_may_be_none(few, verdict):
     assert (said.verdict, said.runs) == (verdict, 1)
 
 
+def test_a_claim_about_leakage_holds_where_it_does_in_every_run_that_has_run():
+    low, high = [0.1, 0.05, 0.15], [0.9, 0.85, 0.95]
+    found = {f'ours{run}': leaking(original_released=(low, low)) for run in range(3)}
+    found |= {f'mae{run}': leaking(original_released=(high if run == 0 else low, high)) for run in range(2)}
+    runs = {name: tuple(Run('', {}, f'{name}{run}') for run in range(3)) for name in ('ours', 'mae')}
+    table = Table('t', '', {name: Row(name, None, of_row, '') for name, of_row in runs.items()})
+    check = claims._leaks_less(('t.ours', 'original_released'), ('t.mae', 'original_released'))
+    without, with_ = check(Evidence(Numbers(found), dict(t=table), []))
+    assert (without.verdict, without.runs) == (OPEN, 2) and (with_.verdict, with_.runs) == (HOLDS, 2)
+    assert '80.0 [72.9, 87.1] points lower, without the source; in other runs 0.0 [-7.1, 7.1]' in without.figures
+
+
 def test_leakage_is_compared_by_the_interval_of_the_difference_with_and_without_the_source():
     """Intervals that overlap by a little can still differ surely: 64.1 [60.3, 67.3] and 53.3 [45.7, 60.6]."""
     above, below = [0.641, 0.603, 0.673], [0.533, 0.457, 0.606]

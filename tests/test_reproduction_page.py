@@ -133,8 +133,9 @@ def test_one_run_says_so(page):
     assert '**, 2 runs | FaceMAE, R18 − MAE' in both and '(2 runs)' not in both
     rows = {line.partition(' |')[0].removeprefix('| '): line for line in both.splitlines() if line.startswith('| ')}
     assert rows['original'].count(' (one run) |') == 1 and '(one run)' not in rows['75 % masked']
-    leaks = [line for line in both.splitlines() if 'leakage (embedder) | **' in line]
-    assert leaks and all('**, one run | ' in line for line in leaks)
+    assert '**, 2 runs | 40.0 [35.0, 45.0] points lower' in both
+    text = page(lambda name: name.startswith('audit') and name.endswith('.m1')).read_text()
+    assert '**, one run | 40.0 [35.0, 45.0] points lower' in text
     by_seed = [line for line in both.splitlines() if '| seed 0 − seed 1' in line]
     assert len(by_seed) == 2 and '2 runs' in by_seed[0] and 'one run' in by_seed[1]  # one release each
     assert "accuracies of one row's runs differ by a standard deviation of " in both

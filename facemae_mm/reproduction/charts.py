@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
-from .measures import Measured
+from .measures import Measured, worst_leakage
 
 #: Okabe and Ito's colours, which people tell apart whatever their sight.
 COLOURS = dict(
@@ -80,8 +80,7 @@ def draw_trade_off(path: Path, rows: Mapping[str, tuple[Measured, Mapping]], ori
     with _svg(path, (7.2, 4.8)) as figure:
         panel = figure.subplots()
         for number, (label, (accuracy, audit)) in enumerate(rows.items()):
-            rates = [about['leakage']['original_released'][-1]['without']['2'] for about in audit['attackers'].values()]
-            rate, low, high = max(rates)
+            rate, low, high = worst_leakage(audit, 'without')
             x = ([max(rate - low, 0)], [max(high - rate, 0)])
             y = ([max(accuracy.mean - accuracy.low, 0)], [max(accuracy.high - accuracy.mean, 0)])
             colour, marker = ROW_COLOURS[number % 8], 'osD^vPX*'[number % 8]

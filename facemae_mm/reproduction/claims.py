@@ -229,12 +229,32 @@ def _sharper(low: str, middle: str, high: str) -> Callable[[Evidence], list[Verd
     return check
 
 
-def _rates(evidence: Evidence, place: str, pairing: str, mode: str) -> dict[str, list[tuple[int, list[float]]]]:
+def _in_each_run(check: Callable[..., list[tuple[Verdict, str]]], *places: str) -> Callable[[Evidence], list[Verdict]]:
+    """What the audits of rows say, run by run: it holds where it does so in every run that all rows have.
+
+    Args:
+        check: From the evidence and an audit of each row: verdicts of one run, and what to say of a run but the first.
+        places: The rows.
+    """
+
+    def over_runs(evidence: Evidence) -> list[Verdict]:
+        rows = [evidence.row(place) for place in places]
+        audits = zip(*(evidence.measures.leakage(row) if row else [] for row in rows))
+        by_run = [said for said in (check(evidence, *of_run) for of_run in audits) if said]
+        found = []
+        for runs in zip(*by_run):
+            (first, _), others = runs[0], [short for _, short in runs[1:]]
+            figures = first.figures + (f'; in other runs {", ".join(others)}' if others else '')
+            found.append(Verdict(first.measure, worst([one.verdict for one, _ in runs]), figures, len(runs)))
+        return found or [Verdict('leakage', NOT_RUN, '')]
+
+    return over_runs
+
+
+def _rates(audit: dict, pairing: str, mode: str) -> dict[str, list[tuple[int, list[float]]]]:
     """Leakage at K = 2 by attacker, at every number of identities: (N, [rate, low, high])."""
-    row = evidence.row(place)
-    audit = row and evidence.measures.leakage(row)
     found = {}
-    for attacker, about in (audit or {'attackers': {}})['attackers'].items():
+    for attacker, about in sorted(audit['attackers'].items()):
         points = about['leakage'].get(pairing, [])
         rates = [(point['identities'], point[mode]['2']) for point in points if point.get(mode)]
         if rates:
@@ -254,10 +274,10 @@ def _points_lower(difference: Sequence[float]) -> str:
 def _leaks_less(a: tuple[str, str], b: tuple[str, str]) -> Callable[[Evidence], list[Verdict]]:
     """At the largest number of identities a curve (row, pairing) lies under another; unpaired."""
 
-    def check(evidence: Evidence) -> list[Verdict]:
-        verdicts = []
+    def check(evidence: Evidence, *audits: dict) -> list[tuple[Verdict, str]]:
+        found = []
         for mode in ('without', 'with'):
-            first, second = _rates(evidence, *a, mode), _rates(evidence, *b, mode)
+            first, second = (_rates(audit, pairing, mode) for audit, (_, pairing) in zip(audits, (a, b)))
             for attacker in first.keys() & second.keys():
                 x, y = first[attacker][-1][1], second[attacker][-1][1]
                 lower = _unpaired_difference(y, x)
@@ -266,10 +286,10 @@ def _leaks_less(a: tuple[str, str], b: tuple[str, str]) -> Callable[[Evidence], 
                     for (place, pairing), rate in ((a, x), (b, y))
                 )
                 figures += f'; {_points_lower(lower)}, {mode} the source'
-                verdicts.append(Verdict(attacker, _positive(*lower[1:]), figures, 1))
-        return sorted(verdicts, key=lambda verdict: verdict.measure) or [Verdict('leakage', NOT_RUN, '')]
+                found.append((Verdict(attacker, _positive(*lower[1:]), figures), percent(lower)))
+        return sorted(found, key=lambda one: one[0].measure)
 
-    return check
+    return _in_each_run(check, a[0], b[0])
 
 
 def _unpaired_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
@@ -281,53 +301,48 @@ def _unpaired_difference(a: Sequence[float], b: Sequence[float]) -> tuple[float,
 def _leakage_cut(place: str, points: float) -> Callable[[Evidence], list[Verdict]]:
     """Original→Original minus Original→released, at equal galleries, is so many points or more at the largest N."""
 
-    def check(evidence: Evidence) -> list[Verdict]:
-        row = evidence.row(place)
-        audit = row and evidence.measures.leakage(row)
-        verdicts = []
-        for attacker, about in (audit or {'attackers': {}})['attackers'].items():
+    def check(evidence: Evidence, audit: dict) -> list[tuple[Verdict, str]]:
+        found = []
+        for attacker, about in sorted(audit['attackers'].items()):
             last = about['difference']['points'][-1]
             for mode in ('without', 'with'):
                 rate = (last.get(mode) or {}).get('2')
                 if rate:
                     verdict = HOLDS if rate[1] >= points else FAILS if rate[2] < points else OPEN
                     figures = f'{_points_lower(rate)}, {mode} the source, {last["identities"]} identities'
-                    verdicts.append(Verdict(f'leakage ({attacker})', verdict, figures, 1))
-        return verdicts or [Verdict('leakage', NOT_RUN, '')]
+                    found.append((Verdict(f'leakage ({attacker})', verdict, figures), percent(rate)))
+        return found
 
-    return check
+    return _in_each_run(check, place)
 
 
 def _falls_more(place: str) -> Callable[[Evidence], list[Verdict]]:
     """Original→released falls by a larger share with the number of identities than Original→Original."""
 
-    def check(evidence: Evidence) -> list[Verdict]:
-        verdicts = []
-        kept = _rates(evidence, place, 'original_original', 'without') or _rates(
-            evidence, place, 'original_original', 'with'
-        )
-        released = _rates(evidence, place, 'original_released', 'without')
+    def check(evidence: Evidence, audit: dict) -> list[tuple[Verdict, str]]:
+        found = []
+        kept = _rates(audit, 'original_original', 'without') or _rates(audit, 'original_original', 'with')
+        released = _rates(audit, 'original_released', 'without')
         for attacker in sorted(kept.keys() & released.keys()):
-            shares = []
-            for rates in (released[attacker], kept[attacker]):
-                (few, first), (many, last) = rates[0], rates[-1]
-                if first[1] == 0:  # of a rate that may be none, no share can be told
-                    break
-                shares.append((1 - last[0] / first[0], 1 - last[2] / first[1], 1 - last[1] / first[2]))
-            if len(shares) < 2:
-                figures = f'among {few} identities a rate may be 0'
-                verdicts.append(Verdict(attacker, OPEN, figures, 1))
+            ends = [(rates[0], rates[-1]) for rates in (released[attacker], kept[attacker])]
+            (few, _), (many, _) = ends[0]
+            if any(first[1] == 0 for (_, first), _ in ends):
+                short = f'among {few} identities a rate may be 0'
+                found.append((Verdict(attacker, OPEN, short), short))
                 continue
-            a, b = shares
+            a, b = (
+                (1 - last[0] / first[0], 1 - last[2] / first[1], 1 - last[1] / first[2])
+                for (_, first), (_, last) in ends
+            )
             verdict = HOLDS if a[1] > b[2] else FAILS if a[2] < b[1] else OPEN
             figures = (
                 f'from {few} to {many} identities the released loses {percent(a)} % of its rate, '
                 f'the original {percent(b)} %'
             )
-            verdicts.append(Verdict(attacker, verdict, figures, 1))
-        return verdicts or [Verdict('leakage', NOT_RUN, '')]
+            found.append((Verdict(attacker, verdict, figures), percent(a)))
+        return found
 
-    return check
+    return _in_each_run(check, place)
 
 
 def _difference_of(differences: Sequence[dict], a: str, b: str, *keys: str) -> list[float] | None:

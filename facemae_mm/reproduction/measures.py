@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from operator import itemgetter
 
 import numpy as np
@@ -138,10 +139,10 @@ class Measures:
         drawn = np.array(list(resampled_identities(aucs.shape[1], RESAMPLES)))
         return _over_runs(aucs @ drawn.T / aucs.shape[1], aucs.mean(1))
 
-    def leakage(self, row: Row) -> dict | None:
-        """What the audit of the row's first run kept."""
-        found = [self.numbers(run.audit) for run in row.runs if run.audit]
-        return found[0] if found else None
+    def leakage(self, row: Row) -> list[dict]:
+        """What the audits of the row's releases kept, up to the first that has not run."""
+        audits = map(self.numbers, dict.fromkeys(run.audit for run in row.runs if run.audit))
+        return list(takewhile(bool, audits))
 
 
 def difference(a: Measured, b: Measured) -> Measured:
@@ -153,3 +154,17 @@ def difference(a: Measured, b: Measured) -> Measured:
     if a.runs != b.runs:
         raise ValueError(f'{a.runs} and {b.runs} runs are no pairs.')
     return _measured(a.resampled - b.resampled, [x - y for x, y in zip(a.by_run, b.by_run, strict=True)])
+
+
+def worst_leakage(audit: dict, mode: str) -> list[float] | None:
+    """[rate, low, high] of Original→released at K = 2 and the largest number of identities, by the worst attacker.
+
+    Args:
+        audit: What an audit kept.
+        mode: 'with' or 'without' the faces made from the very photo.
+
+    Returns:
+        None where the mode was not measured.
+    """
+    points = [about['leakage']['original_released'][-1] for about in audit['attackers'].values()]
+    return max((point[mode]['2'] for point in points if point.get(mode)), default=None)

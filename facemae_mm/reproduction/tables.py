@@ -101,7 +101,7 @@ class Cells:
         """A run a seed; `faces` gives the words for a seed's faces, and their label.
 
         `network` None is the scale's; those of another train on the same faces, which are measured with the scale's
-        alone. `of_w` says that the faces show people of W.
+        alone; imitations attack those of the first seed. `of_w` says that the faces show people of W.
         """
         first = network in (None, self.graph.network)
         runs = []
@@ -109,7 +109,8 @@ class Cells:
             words, label = faces(seed)
             verify = self.graph.utility(words, label, seed, network or self.graph.network, part)
             separation = self.graph.separation(words, label, links, part, of_w) if first else {}
-            leak = self.graph.audit(words, label, imitations, part) if first and audit and seed == 0 else None
+            attackers = None if seed else imitations
+            leak = self.graph.audit(words, label, attackers, part) if first and audit else None
             runs.append(Run(verify, separation, leak))
         return tuple(runs)
 
