@@ -221,6 +221,15 @@ def test_sets_of_the_same_photos_are_drawn_alike(faces):
         assert len(original.draw(9, seed)) == 120
 
 
+def test_links_beside_a_set_are_found_without_being_named(faces, tmp_path):
+    """Also beside one that has no manifest, as `distort_faces` leaves it."""
+    shutil.copytree(faces / 'opaque', tmp_path / 'masked')
+    (tmp_path / 'masked.private').mkdir()
+    shutil.copy(faces / 'links.csv', tmp_path / 'masked.private')
+    found, named = NamedFaces(f'b={tmp_path}/masked'), NamedFaces(f'b={faces}/opaque:{faces}/links.csv')
+    assert found.by == 'links' and found.people.tolist() == named.people.tolist()
+
+
 @pytest.mark.parametrize('text', ['noname', '=x', 'a/b=x', f'{"n" * 25}=x', '$x=y', 'a\n=x'])
 def test_names_fit_a_legend(text):
     with pytest.raises(ValueError, match='not NAME=FACES'):
