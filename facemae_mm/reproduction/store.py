@@ -11,6 +11,7 @@ import torch
 
 from ..datasets.landmarks import find_landmarks
 from ..datasets.resumable import lock_folder, sha256_file
+from ..evaluation.links import LINKS
 from ..json_file import read_json
 from ..whole_file import whole_file
 from .numbers import READERS, last_checkpoint
@@ -173,10 +174,10 @@ def content_digest(path: Path) -> str:
     if path.is_file():
         return sha256_file(path)
     digest = hashlib.sha256()
-    links = path.with_name(f'{path.name}.private') / 'links.csv'
+    links = path.with_name(f'{path.name}.private') / LINKS
     files = sorted(file for file in path.rglob('*') if file.is_file()) + ([links] if links.is_file() else [])
     for file in files:
-        name = file.relative_to(path).as_posix() if file != links else 'links.csv'
+        name = file.relative_to(path).as_posix() if file != links else LINKS
         digest.update(f'{name}\n{sha256_file(file)}\n'.encode())
     return digest.hexdigest()
 
