@@ -217,6 +217,15 @@ def table1(cells: Cells) -> Table:
     for key, network in (('facemae', graph.network), ('facemae_other', other)):
         label, paper = NETWORKS[network]
         rows[key] = Row(f'FaceMAE, {label}', paper, cells.facemae(network), ALL)
+    if mini:
+        augmented = 'r18_augmented'
+        masked = cells.faces_of(lambda seed: graph.distorted('masked', seed), augmented)
+        rows |= dict(
+            original_augmented=Row('original, augmented', None, cells.original(augmented), RECOGNISER),
+            masked_augmented=Row('75 % masked, augmented', None, masked, MASKS),
+            mae_augmented=Row('MAE, augmented', None, cells.released(graph.mae, augmented), ALL),
+            facemae_augmented=Row('FaceMAE, augmented', None, cells.facemae(augmented), ALL),
+        )
     return Table('table1', 'Methods', rows, graph.remarks.get('table1', ''))
 
 
