@@ -7,7 +7,7 @@
 _base_ = './mae_vitb_webface.py'
 
 phi_weights = '{{$FACEMAE_PHI_WEIGHTS:weights/ms1mv3_arcface_r50_fp16/backbone.pth}}'
-phi_cache = '{{$FACEMAE_PHI_CACHE:work_dirs/phi_features}}'
+phi_cache = '{{$FACEMAE_PHI_CACHE:work_dirs/phi_features}}'  # folder; none computes φ(original) at every step
 needs = dict(
     phi_weights='the weights of φ, an arcface_torch IResNet-50 (its model zoo has ms1mv3_arcface_r50_fp16), as a '
     'state dict (--cfg-options phi_weights=PATH)',
@@ -27,8 +27,8 @@ model = dict(
             beta=1.0,  # N = 256 per process, as in the paper; with another N take β · √(256 / N)
             mean=[123.675, 116.28, 103.53],
             std=[58.395, 57.12, 57.375],
-            # φ(original) is computed once: 4 KiB a face with both flips, 17 GiB for 4.2 million. None does without.
-            cache=phi_cache,
+            # φ(original) is computed once: 4 KiB a face with both flips, 17 GiB for 4.2 million.
+            cache=None if phi_cache == 'none' else phi_cache,
         )
     )
 )

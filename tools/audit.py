@@ -95,8 +95,8 @@ def parse_args() -> argparse.Namespace:
         '--utility',
         nargs='+',
         default=[],
-        metavar='METHOD=FILE',
-        help='what tools/verify.py --out wrote of a recogniser',
+        metavar='original|released=FILE',
+        help='what tools/verify.py --out wrote of a recogniser that was trained on them',
     )
     add('--compare', nargs='+', default=[], metavar='METHOD=FILE', help='report.json of other audits, for one plot')
     add('--topk', type=int, nargs='+', default=[1, 2, 3, 4], metavar='K', help='(default: 1 2 3 4)')

@@ -94,9 +94,10 @@ def draw(config: Config, split: str, number: int) -> np.ndarray:
     """The sheet of one split, (H, W, 3) uint8, BGR."""
     init_default_scope(config.default_scope)
     dataset = DATASETS.build(config[f'{split}_dataloader'].dataset)
-    preprocessor = MODELS.build(config.model.data_preprocessor)
+    settings = config.model.get('data_preprocessor') or config.data_preprocessor  # MMPretrain's recipes have it outside
+    preprocessor = MODELS.build(settings)
     indices = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().astype(int).tolist()
-    rgb = config.model.data_preprocessor.get('to_rgb', False)
+    rgb = settings.get('to_rgb', False)
     stored, fed = [], []
     for index in tqdm(indices, desc='Faces', unit='face'):
         info = dataset.get_data_info(index)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import facemae_mm
-from facemae_mm.datasets.face_detection import DlibDetector, FaceDetector, InsightFaceDetector, choose_face
+from facemae_mm.datasets.face_detection import FaceDetector, choose_face, load_detector
 from facemae_mm.datasets.landmarks import read_landmarks
 from facemae_mm.datasets.load_face import LoadFace
 from facemae_mm.launch import refuse
@@ -65,8 +65,6 @@ examples:
   python tools/compare_faces.py blurred=data/blurred 'mine=release:keys/links.csv' --originals data/lfw112 --out out \\
       --detector dlib"""
 
-DETECTORS = dict(dlib=DlibDetector, insightface=InsightFaceDetector)
-
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
@@ -79,7 +77,9 @@ def parse_args() -> argparse.Namespace:
     add('--out', required=True, type=Path, metavar='DIR', help='folder to write; results there are replaced')
     add('--people', type=int, default=8, metavar='N', help='in the picture (default: 8)')
     add('--photos', type=int, default=5000, metavar='N', help='photos that are measured, at most (default: 5000)')
-    add('--detector', choices=list(DETECTORS), help='also say how well it finds and aligns the faces (slow)')
+    add('--detector', choices=['dlib', 'insightface'], help='also say how well it finds and aligns the faces (slow)')
+    add('--pack', default='buffalo_l', help="InsightFace's model pack (default: %(default)s)")
+    add('--pack-root', default='~/.insightface', help='folder with models/PACK/*.onnx (default: %(default)s)')
     add('--seed', type=int, default=0, help='of the people and photos that are drawn, and of resamples (default: 0)')
     args = parser.parse_args()
     if min(args.people, args.photos) < 1 or args.people > 24:
@@ -291,6 +291,7 @@ def print_alignment(found: dict) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Matches, measures, draws and writes."""
+    detector = load_detector(args.detector, args.pack, args.pack_root) if args.detector else None
     sets = open_named_faces([f'{ORIGINAL}={args.originals}', *args.sets])
     names = [faces.name for faces in sets[1:]]
     common, people, places = common_photos(sets)
@@ -322,8 +323,7 @@ def run(args: argparse.Namespace) -> None:
         sets=by_set,
         differences=differences,
     )
-    if args.detector:
-        detector = DETECTORS[args.detector]()
+    if detector:
         points = find_points(photos, chosen, detector)
         record['alignment'] = detector.describe() | alignment_error(points, whose, names, args.seed)
     with whole_file(args.out / 'compare_faces.json', 'x') as file:

@@ -14,8 +14,9 @@ examples:
   python tools/mask_faces.py data/faces data/faces_masked --regions eyes mouth --secret private/mask_secret
 
 The masked dataset is opened wherever faces are: FaceMAE reconstructs it without the originals,
-  tools/dist_test.sh configs/export_casia.py CHECKPOINT 8 --cfg-options deploy_faces=data/casia_masked
-and a recogniser trains on it as it is (the '75 %% masked' row of the paper).
+  tools/dist_test.sh configs/export_casia.py CHECKPOINT 8 \\
+      --cfg-options deploy_faces=data/casia_masked release_dir=work_dirs/release/casia
+and a recogniser trains on it as it is (the '75 % masked' row of the paper).
 Its format is described in docs/masked_dataset.md."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from facemae_mm.datasets.face_detection import DlibDetector, InsightFaceDetector
+from facemae_mm.datasets.face_detection import load_detector
 from facemae_mm.datasets.face_source import FaceSource, open_faces
 from facemae_mm.datasets.landmarks import read_landmarks
 from facemae_mm.datasets.load_face import decode_face
@@ -152,14 +152,7 @@ def main() -> None:
     """Prepares one set."""
     args = parse_args()
     try:
-        detector = None
-        if not args.aligned:
-            detector = (
-                DlibDetector(args.border)
-                if args.detector == 'dlib'
-                else InsightFaceDetector(args.pack, args.pack_root, args.border)
-            )
-            detector.load()  # tells what is missing, once, before processes start
+        detector = None if args.aligned else load_detector(args.detector, args.pack, args.pack_root, args.border)
         source = open_faces(args.source)
         preparer = FacePreparer(source, detector, args.size, args.select, args.jpeg, args.keep_metadata, args.on_error)
         report = prepare_faces(preparer, args.out, args.format == 'rec', args.keep_names, args.workers)

@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 EPILOG = """\
 --scale mini (the default) trains everything anew on LFW, small (configs/mini): --lfw FOLDER holds the 13,233 faces,
-aligned to the ArcFace template at 112×112, a folder a person (tools/prepare_faces.py makes them of the photographs),
---pairs FILE is LFW's list of 6,000 pairs. The ten folds share no person: folds 1 to 5 train FaceMAE, 6 to 8 are
-released, the pairs of 9 and 10 verify, the people whom no pair names train the start.
+aligned to the ArcFace template at 112×112, a folder a person under its name (tools/prepare_faces.py PHOTOS OUT
+--keep-names makes them), --pairs FILE is LFW's list of 6,000 pairs. The ten folds share no person: folds 1 to 5 train
+FaceMAE, 6 to 8 are released, the pairs of 9 and 10 verify, the people whom no pair names train the start.
 
 --scale paper runs the recipes of the paper's size on GPUs: FaceMAE on a tenth of WebFace260M, released CASIA-WebFace,
 recognisers on it, verified on LFW, CFP-FP and AgeDB. With --list, or where a source is missing, it prints the plan: a
@@ -35,15 +35,13 @@ shell script of all commands with what each costs, the totals, and what is missi
 
 A table is a graph of ordinary commands. What a stage made is kept in --cache by the hash of all that it depends on, its
 numbers as JSON in --results: tables share work, a killed run goes on with the same command, a changed setting redoes
-only what it touches. The page is RESULTS/README.md. The numbers that came with this project lie in results/mini, so
-that a command without --results finds them and runs little or nothing: give a folder of your own to make them anew, or
-other judges and sets.
+only what it touches. The page is RESULTS/README.md. The numbers that came with this project lie in results/mini; with
+--results results/mini those stay whose files, versions and device are the same, and others are replaced.
 
 examples:
-  python tools/reproduce.py table2 --lfw data/lfw112 --pairs data/lfw_pairs.txt --results work_dirs/mini --list
-  python tools/reproduce.py table2 fig3 --lfw data/lfw112 --pairs data/lfw_pairs.txt --seeds 1 \\
-      --results work_dirs/mini
-  python tools/reproduce.py all --lfw data/lfw112 --pairs data/lfw_pairs.txt --results work_dirs/mini \\
+  python tools/reproduce.py table2 --lfw data/lfw112 --pairs data/lfw_pairs.txt --list
+  python tools/reproduce.py table2 fig3 --lfw data/lfw112 --pairs data/lfw_pairs.txt --seeds 1
+  python tools/reproduce.py all --lfw data/lfw112 --pairs data/lfw_pairs.txt \\
       --unseen mobilefacenet=weights/pack --bins cfp_fp=data/cfp_fp.bin agedb_30=data/agedb_30.bin \\
       --synthetic data/synface
   python tools/reproduce.py all --scale paper --list
@@ -103,7 +101,7 @@ def parse_args() -> argparse.Namespace:
     add('--gpus', type=int, metavar='N', help='paper: of this machine, 1, 2, 4 or 8 (default: 8)')
     add('--tflops', type=float, metavar='T', help='paper: that a GPU sustains, for the plan (default: 100)')
     add('--cache', type=Path, metavar='FOLDER', help='of outputs (default: .cache/SCALE)')
-    add('--results', type=Path, metavar='FOLDER', help='of numbers and the page (default: results/SCALE)')
+    add('--results', type=Path, metavar='FOLDER', help='of numbers and the page (default: work_dirs/SCALE)')
     add('--list', action='store_true', help='only list what would run, and how long; paper: the plan')
     add('--page', action='store_true', help='only write the page anew, from the numbers that are there')
     args = parser.parse_args()
@@ -119,7 +117,7 @@ def parse_args() -> argparse.Namespace:
         gpus=8,
         tflops=100.0,
         cache=ROOT / '.cache' / args.scale,
-        results=ROOT / 'results' / args.scale,
+        results=ROOT / 'work_dirs' / args.scale,
     )
     for name, value in defaults.items():
         if getattr(args, name) is None:

@@ -40,7 +40,9 @@ def parse_args() -> argparse.Namespace:
         metavar='EMBEDDER',
         help="of --originals: what compares them, as for tools/verify.py (the recipe's φ)",
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument(
+        '--amp', action='store_true', help="mixed precision of verifying; an export's is test_cfg.precision"
+    )
     add_runtime_flags(parser)
     args = parser.parse_args()
     if args.out_item and not args.out:
@@ -52,6 +54,7 @@ def apply_flags(config: Config, args: argparse.Namespace) -> None:
     """Applies the flags to a recipe."""
     apply_runtime_flags(config, args, ('test_dataloader',))
     config.load_from = None if args.checkpoint == 'none' else args.checkpoint
+    config.needs = config.get('needs', {}) | dict(load_from='weights that a training left, given as CHECKPOINT')
     config.resume = False
     if args.amp:
         config.test_cfg.fp16 = True

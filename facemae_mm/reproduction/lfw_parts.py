@@ -35,12 +35,16 @@ def check_lfw(source: FaceSource, pairs: Path, split: Config) -> None:
     if (people, images) != (split.people, split.images):
         raise ValueError(
             f'{source.path} holds {images} images of {people} people; LFW has {split.images} of {split.people}. Give '
-            'the whole of LFW, aligned: tools/prepare_faces.py PHOTOS OUT --keep-names --on-error raise makes it.'
+            'the whole of LFW, aligned: tools/prepare_faces.py PHOTOS OUT --keep-names makes it; '
+            'OUT.private/report.csv names the photos in which it found no face, and --border or another --detector may '
+            'find them.'
         )
-    if keys_digest(sorted(source.keys)) != split.names_sha256:
+    folders = sorted({key.partition('/')[0] for key in source.keys})  # faces that were numbered keep their keys alone
+    if keys_digest(sorted(source.keys)) != split.names_sha256 or folders != sorted(source.identities):
         raise ValueError(
-            f"{source.path}: its images are not named as LFW's (NAME/NAME_0001.jpg), such as {source.keys[0]}. Give "
-            'the folders under their own names.'
+            f"{source.path}: its images are not named as LFW's (NAME/NAME_0001.jpg), such as "
+            f'{source.identities[source.labels[0]]}/…. Give the folders under their own names: '
+            'tools/prepare_faces.py PHOTOS OUT --keep-names leaves them.'
         )
     if sha256_file(pairs) != split.pairs_sha256:
         raise ValueError(
