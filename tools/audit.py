@@ -47,7 +47,7 @@ in DIR:
   report.html      tables, curves and pictures in one file, which needs no network; faces are blurred
   report.json      all numbers; *.csv the tables
   private/         for you alone: the keys of the nearest photos, embeddings (biometric data), what attackers learnt.
-                   The same command goes on from there; delete it when you are done, or when images change
+                   The same command goes on from there; delete it when you are done
 A release of this project also gets its leakage into audit.json and onto its card (--no-card leaves them alone).
 
 Imitation (Figure 3c): an attacker runs a model on photos that he has and searches with its output. Export REAL once

@@ -18,6 +18,7 @@ from matplotlib.ticker import PercentFormatter
 
 import facemae_mm
 from facemae_mm.command_line import add_embedder_flags, embedder_flags
+from facemae_mm.datasets.resumable import faces_digest
 from facemae_mm.evaluation.embed_faces import FaceImages, embed_faces
 from facemae_mm.evaluation.embedding_parts import embed_in_parts
 from facemae_mm.evaluation.unit_rows import unit_rows
@@ -128,10 +129,9 @@ def embed(faces: NamedFaces, places: np.ndarray, phi: torch.nn.Module, args: arg
     if args.embeddings is None:
         rows, _ = embed_faces(images, phi, *options)
     else:
-        digest = hashlib.sha256(f'{phi.fingerprint(phi.mean.device)} {options[:2]}'.encode())
-        for place in places.tolist():
-            digest.update(hashlib.sha256(faces.source.read(place)).digest())
-        rows, _ = embed_in_parts(images, phi, args.embeddings, digest.hexdigest()[:24], *options)
+        made_by = f'{phi.fingerprint(phi.mean.device)} {options[:2]} {faces_digest(faces.source, places.tolist())}'
+        key = hashlib.sha256(made_by.encode()).hexdigest()[:24]
+        rows, _ = embed_in_parts(images, phi, args.embeddings, key, *options)
     return unit_rows(rows.astype(np.float64)).astype(np.float64)
 
 

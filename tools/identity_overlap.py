@@ -20,6 +20,7 @@ from facemae_mm.alignment import ARCFACE_SIZE
 from facemae_mm.command_line import add_embedder_flags, embedder_flags
 from facemae_mm.datasets import open_faces
 from facemae_mm.datasets.load_face import decode_face
+from facemae_mm.datasets.resumable import faces_digest
 from facemae_mm.evaluation.embedding_metric import check_embeddings
 from facemae_mm.evaluation.identity_overlap import IdentityPairs, closest_pairs, identity_templates, pairs_above
 from facemae_mm.launch import refuse
@@ -40,7 +41,7 @@ in DIR, which only you can open, as it names people:
   overlap.png             pairs found against pairs by chance, without faces
   identities_to_drop.txt  the listed identities of B; a recipe keeps the others by subset=dict(identities=[…])
   pairs.png               with --sheet: the surest and the least sure pairs. Real faces: not for publication
-  embeddings/             the cache: biometric data. Delete it when you are done, or images change under their names
+  embeddings/             the cache: biometric data. Delete it when you are done
 
 examples:
   python tools/identity_overlap.py data/lfw112 data/casia/train.rec --out work_dirs/overlap
@@ -151,8 +152,8 @@ def embed_part(faces: Faces, part: range, phi: FaceEmbedder, args: argparse.Name
 def embed(faces: Faces, phi: FaceEmbedder, args: argparse.Namespace, cache: Path) -> np.ndarray:
     """Embeddings (N, D) of a set, from the cache as far as they are there."""
     path = faces.source.path.resolve()
-    made_by = [phi.fingerprint(phi.mean.device), args.no_flip, path.stat().st_mtime_ns]
-    digest = hashlib.sha256(json.dumps([*made_by, str(path), faces.indices.tolist(), list(faces.source.keys)]).encode())
+    made_by = [phi.fingerprint(phi.mean.device), args.no_flip, faces_digest(faces.source, faces.indices.tolist())]
+    digest = hashlib.sha256(json.dumps(made_by).encode())
     parts = []
     with tqdm(total=len(faces), desc=f'embed {path.name}', unit='image', mininterval=1) as bar:
         for start in range(0, len(faces), PART):

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from mmengine.dist import broadcast_object_list, get_rank
 
 from ..datasets.face_source import FaceSource
-from ..datasets.resumable import keys_digest
+from ..datasets.resumable import faces_digest
 from ..evaluation.embed_faces import FaceImages
 from ..evaluation.embedded_faces import EmbeddedFaces
 from ..evaluation.embedding_parts import embed_to_file, load_rows, private_rows
@@ -154,6 +153,7 @@ class Audit:
             'attackers' and 'matching' of a report, and by attacker the worst near duplicates, as numbers of the
             released face and of the photo; None on other processes than the first.
         """
+        self._look()
         copies = self._pixel_copies() if self.settings.pixels else None
         found, worst = {}, {}
         for name, attacker in self.attackers.items():
@@ -226,9 +226,17 @@ class Audit:
         )
         return about, worst
 
+    def _look(self) -> None:
+        """What tells sets from others in the folder, whatever their names: the first process looks at every face."""
+        sets = [self.real, self.released, *(source for source, _ in self.imitations.values())]
+        sets += [] if self.strangers is None else [self.strangers]
+        digests = [None] * len(sets) if get_rank() else [faces_digest(source) for source in sets]
+        broadcast_object_list(digests)
+        self._contents = dict(zip(map(id, sets), digests, strict=True))
+
     def _embed(self, source: FaceSource, network: torch.nn.Module, title: str) -> '_Rows':
         """Embeddings of all faces of a set."""
-        key = f'faces-{_digest(network.fingerprint(self.device), *_name(source), self.settings.flip)}'
+        key = f'faces-{_digest(network.fingerprint(self.device), self._contents[id(source)], self.settings.flip)}'
         faces = FaceImages(source, np.arange(len(source)))
         options = dict(flip=self.settings.flip, batch_size=self.settings.batch_size, workers=self.settings.workers)
         return _Rows(embed_to_file(faces, network, self.folder, key, title=title, **options), key)
@@ -337,7 +345,7 @@ class Audit:
         if get_rank():
             return None
         sets = self.released, self.real
-        file = self.folder / f'pixels-{_digest(*map(_name, sets))}.npy'
+        file = self.folder / f'pixels-{_digest(*(self._contents[id(source)] for source in sets))}.npy'
         if not file.is_file():
             photo, correlation = pixel_copies(
                 *(pixel_descriptors(source, np.arange(len(source)), self.settings.workers) for source in sets)
@@ -405,12 +413,6 @@ def equal_galleries(real: EmbeddedFaces, released: EmbeddedFaces, seed: int) -> 
         place = np.arange(len(sort)) - starts[who[sort] + 1]
         keep[rows[sort[(place < least[who[sort] + 1]) & (who[sort] >= 0)]]] = True
     return kept
-
-
-@lru_cache
-def _name(source: FaceSource) -> tuple[str, str]:
-    """What tells a set from others: its place and its keys."""
-    return str(source.path.resolve()), keys_digest(source.keys)
 
 
 def _digest(*parts: object) -> str:

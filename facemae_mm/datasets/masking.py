@@ -1,5 +1,6 @@
 """From a set of faces to its masked dataset: the owner's side of the deployment (section 3.1)."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from .load_face import LoadFace
 from .masked_dataset import FACES, FORMAT, INFO, KEYS, MAX_SIDE, VERSION, MaskedSource, encode_masked
 from .ordered_work import in_order
 from .recordio import RecordSource, RecordWriter
-from .resumable import PartialFolder, RowLog, keys_digest, sha256_file, write_private
+from .resumable import PartialFolder, RowLog, faces_digest, sha256_file, write_private
 from .source_keys import COLUMNS
 from .source_keys import TABLE as SOURCE_KEYS
 
@@ -58,8 +59,13 @@ def mask_faces(
             'side, of at most 255 pixels, and one must stay. Change patch size, size or ratio.'
         )
     described = mask.describe(size)
-    folder = PartialFolder(out, dict(mask=described, images=len(source), keys_sha256=keys_digest(source.keys)))
     landmarks = read_landmarks(source) if mask.needs_landmarks else None
+    settings = dict(
+        mask=described,
+        images=len(source),
+        landmarks_sha256=None if landmarks is None else hashlib.sha256(landmarks.reshape(-1)).hexdigest(),
+    )
+    folder = PartialFolder(out, lambda: settings | dict(faces_sha256=faces_digest(source)), SOURCE_KEYS)
     masker = _Masker(source, mask, size, landmarks, on_error)
     order = opaque_order(mask, source.keys, source.labels, source.identities)[0].tolist()
     skipped = folder.log(SKIPPED, ['source_key', 'note'])

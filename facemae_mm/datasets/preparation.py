@@ -23,7 +23,7 @@ from .load_face import LoadFace, decode_face
 from .masked_dataset import MaskedSource
 from .ordered_work import in_order
 from .recordio import RecordWriter
-from .resumable import PartialFolder, RowLog, keys_digest, write_private
+from .resumable import PartialFolder, RowLog, faces_digest, write_private
 from .source_keys import COLUMNS as KEY_COLUMNS
 from .source_keys import TABLE as KEYS
 from .verification_bin import VerificationBin
@@ -217,7 +217,7 @@ def prepare_faces(
             'their own, or write a folder.'
         )
     settings = preparer.describe() | dict(records=records, keep_names=keep_names)
-    folder = PartialFolder(out, settings | dict(images=len(source), keys_sha256=keys_digest(source.keys)))
+    folder = PartialFolder(out, lambda: settings | dict(images=len(source), faces_sha256=faces_digest(source)), KEYS)
     log = folder.log(PRIVATE_REPORT, REPORT_COLUMNS)
     order = np.argsort(source.labels, kind='stable').tolist()
     with folder.writing():

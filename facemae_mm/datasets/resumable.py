@@ -6,12 +6,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+from tqdm import tqdm
 
 from ..whole_file import whole_file
+
+if TYPE_CHECKING:
+    from .face_source import FaceSource
 
 SETTINGS = 'settings.json'
 LOCK = 'lock'
@@ -25,7 +30,10 @@ class PartialFolder:
 
     Args:
         out: The folder to write.
-        settings: What decides about its content, as JSON holds it; work goes on only with the same.
+        settings: What decides about its content, as JSON holds it, or what gives that, called when nothing else stands
+            in the way; work goes on only with the same.
+        table: Name of the owner's table that is written to `OUT.private` last and belongs to a complete `OUT`: it is
+            never replaced. None where there is no such table.
         accept_complete: An `out` that was made with the same settings is no error.
 
     Attributes:
@@ -35,18 +43,26 @@ class PartialFolder:
         complete: Whether `out` is there already.
 
     Raises:
-        FileExistsError: `out`, or a partial folder with other settings or of other origin, exists, or another process
-            is at work.
+        FileExistsError: `out`, a partial folder with other settings or of other origin, or the table of an `out` that
+            was moved away exists, or another process is at work.
     """
 
-    def __init__(self, out: str | Path, settings: dict, accept_complete: bool = False) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        settings: dict | Callable[[], dict],
+        table: str | None = None,
+        accept_complete: bool = False,
+    ) -> None:
         self.out = Path(out)
         self.path, self.private = (self.out.with_name(f'{self.out.name}.{kind}') for kind in ('partial', 'private'))
         file = self.private / SETTINGS
+        self._table = None if table is None else self.private / table
         self._look(accept_complete)  # what is refused leaves nothing behind
         self.private.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = lock_folder(self.private)
         self._look(accept_complete)  # another process may have been at work until now
+        settings = settings() if callable(settings) else settings
         if self.begun or self.complete:
             self._compare(json.loads(file.read_text(encoding='utf-8')), json.loads(json.dumps(settings)))
         if self.complete:
@@ -60,12 +76,19 @@ class PartialFolder:
         """How far the work is; refuses what is not of this origin."""
         self.complete = self.out.exists()
         if self.complete and not accept_complete:
-            raise FileExistsError(f'{self.out} exists already. Name another folder, or delete it.')
+            raise FileExistsError(
+                f'{self.out} exists already. Name another folder, or delete it and {self.private.name}.'
+            )
         self.begun = not self.complete and self.path.exists() and any(self.path.iterdir())
         file = self.private / SETTINGS
         if (self.begun or self.complete) and not file.is_file():
             fault = f'{self.path} holds something else' if self.begun else f'{self.out} exists, and {file} does not'
             raise FileExistsError(f'{fault}. Name another folder, or move it away.')
+        if self._table is not None and self._table.exists() and not self.begun and not self.complete:
+            raise FileExistsError(
+                f'{self._table} belongs to what is not at {self.out} any more, and may be its only copy. Move '
+                f'{self.private} to where that is, or delete it; or name another folder.'
+            )
 
     def _compare(self, before: dict, now: dict) -> None:
         changed = [f'{key}: {then} then, {new} now' for key, (then, new) in differences(before, now).items()]
@@ -206,6 +229,25 @@ def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def faces_digest(source: 'FaceSource', indices: Iterable[int] | None = None) -> str:
+    """SHA-256 of faces in their order: keys, whom they show, and stored bytes, all of which are read.
+
+    Args:
+        source: The set.
+        indices: Which of its faces; None for all.
+    """
+    digest = hashlib.sha256()
+    places = range(len(source)) if indices is None else indices
+    for i in tqdm(places, f'look at {source.path.name}', unit='face', mininterval=1, delay=2):
+        label = int(source.labels[i])
+        try:
+            data = hashlib.sha256(source.read(i)).hexdigest()
+        except (OSError, ValueError):  # whoever needs the face says what is wrong with it
+            data = 'unreadable'
+        digest.update(json.dumps([source.keys[i], source.identities[label] if label >= 0 else None, data]).encode())
+    return digest.hexdigest()
 
 
 def keys_digest(keys: Iterable[str]) -> str:

@@ -316,13 +316,7 @@ class ReconstructionExportHook(Hook):
     def _begin(self, runner: Runner, settings: dict) -> tuple[Exception | None, list[int]]:
         """What forbids to begin or go on, and the chunks that are still to come."""
         try:
-            links = self.release.with_name(f'{self.release.name}.private') / LINKS
-            if links.exists() and not self.release.exists() and not self.partial.exists():
-                raise FileExistsError(
-                    f'{links} belongs to a release that is not at {self.release} any more, and may be its only copy. '
-                    f'Move {links.parent} to where that release is, or delete it; or name another directory.'
-                )
-            self._folder = PartialFolder(self.release, settings, accept_complete=True)
+            self._folder = PartialFolder(self.release, settings, LINKS, accept_complete=True)
         except (OSError, ValueError) as error:
             return error, []
         if self._folder.complete:

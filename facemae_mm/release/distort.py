@@ -64,7 +64,7 @@ def distort_faces(
     labels = np.asarray(source.labels)
     order, ranks = opaque_order(FaceMask(fresh=False, seed=distortion.seed), source.keys, labels, source.identities)
     settings = dict(distortion.describe(), size=size, images=len(source), keys_sha256=keys_digest(source.keys))
-    folder = PartialFolder(out, settings)
+    folder = PartialFolder(out, settings, LINKS)
     content = folder.path / 'release'
     landmarks = read_landmarks(source) if distortion.needs_landmarks else None
     distort = _Distorter(source, distortion, size, landmarks)
