@@ -1,13 +1,16 @@
 """What tools/train.py and tools/test.py share: MMPretrain's flags and what they do to a recipe."""
 
 import argparse
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from .config import load_config
 from .launch import process_numbers, refuse
@@ -80,9 +83,22 @@ def apply_runtime_flags(config: Config, args: argparse.Namespace, loaders: Seque
             loader.persistent_workers = False  # torch refuses it without workers
 
 
+class FrozenModelRunner(Runner):
+    """MMEngine's Runner, which leaves a model without trained parameters as it is in several processes too.
+
+    An attacker's embedder is one: there is no gradient to share out, and DistributedDataParallel refuses it.
+    """
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """As MMEngine's, for models that train something and where the recipe names a wrapper."""
+        if self.distributed and model_wrapper_cfg is None and not any(p.requires_grad for p in model.parameters()):
+            return model.to(get_device())
+        return super().wrap_model(model_wrapper_cfg, model)
+
+
 def build_runner(config: Config) -> Runner:
-    """The recipe's own runner type, MMEngine's where it names none."""
-    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    """The recipe's own runner type, `FrozenModelRunner` where it names none."""
+    return RUNNERS.build(config) if 'runner_type' in config else FrozenModelRunner.from_cfg(config)
 
 
 def add_embedder_flags(parser: argparse.ArgumentParser) -> None:
@@ -97,3 +113,9 @@ def add_embedder_flags(parser: argparse.ArgumentParser) -> None:
 def embedder_flags(args: argparse.Namespace) -> dict:
     """Those flags as arguments of `open_embedder`."""
     return {key: getattr(args, key) for key in ('config', 'channel_order', 'mean', 'std')}
+
+
+def without_folders(word: str) -> str:
+    """A word of a command with the last part of each path alone: where things lie is nobody's business."""
+    pieces = re.split(r'([=:,\[\]])', word)
+    return ''.join(piece if re.fullmatch(r'[\d./]*', piece) else PurePath(piece).name for piece in pieces)

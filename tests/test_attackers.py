@@ -238,6 +238,22 @@ def test_a_budget_of_pairs_is_spent_on_all_identities():
     assert set(pairs.identities[pairs.draw(everything[:60], 5, np.random.default_rng(0))]) <= set(range(5))
 
 
+def test_the_linear_map_learns_from_the_passes_that_the_audit_makes(embedder, tmp_path):
+    people = People(20, release=scramble)
+    network = build('EmbedderAttacker', embedder).embedder
+    rows = np.arange(len(people))
+    with torch.no_grad():
+        alone = F.normalize(network(people.photos)[-1]).numpy()
+    photos, _ = LearningPairs(people, flip=False).embed(network, network, rows, None)
+    assert np.allclose(photos, alone, atol=1e-6)
+    maps = {}
+    for flip in (True, False):
+        attacker = build('LinearMapAttacker', embedder)
+        attacker.fit(people, tmp_path, CPU, flip)
+        maps[flip] = attacker.weight
+    assert not np.allclose(maps[True], maps[False]) and len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize('kind', ['LinearMapAttacker', *QUICK])
 def test_refuses_to_learn_from_few_people(kind, embedder, tmp_path):
     with pytest.raises(ValueError, match='10 identities or more; he owns 27 pairs of 9. Let him own more'):

@@ -22,6 +22,7 @@ from test_release import config, write_release  # noqa: F401, a fixture
 from tiny import write_faces
 
 from facemae_mm.audit.audit import equal_galleries
+from facemae_mm.command_line import without_folders
 from facemae_mm.datasets import open_faces
 from facemae_mm.datasets.resumable import lock_folder
 from facemae_mm.evaluation import RetrievalLeakage
@@ -124,6 +125,22 @@ def test_numbers_are_those_of_the_metric(audit, data, tmp_path):
     assert f'{expected["top2_without"]:.1%}' in row and f'{alone["top2_without"] - expected["top2_without"]:.1%}' in row
 
 
+def test_other_faces_under_the_same_names_are_looked_at_anew(audit, data, tmp_path):
+    """A release that is made again has the keys of the one before, and its numbers must not stay."""
+    shutil.copytree(data / 'released', tmp_path / 'released')
+    args = data / 'real', tmp_path / 'released', '--links', data / 'links.csv', '--attackers', data / 'attackers.py'
+    args = *args, '--only', 'plain', '--draws', 5
+    assert audit(*args, '--out', tmp_path / 'out')[0] == 0
+    before = numbers(tmp_path / 'out')
+    for row in csv.DictReader(open(data / 'links.csv')):
+        shutil.copy(data / 'real' / f'{row["source_key"]}.png', tmp_path / 'released' / row['released_path'])
+    assert audit(*args, '--out', tmp_path / 'out')[0] == 0
+    assert audit(*args, '--out', tmp_path / 'fresh')[0] == 0
+    assert numbers(tmp_path / 'out') == numbers(tmp_path / 'fresh') != before
+    near = report_of(tmp_path / 'out')['attackers']['plain']['near_duplicates']
+    assert near['pixel_copies']['count'] == RELEASED * PHOTOS
+
+
 def test_files_and_their_rights(audit, data, tmp_path):
     out = tmp_path / 'out'
     code, text = audit(*arguments(data, '--links', data / 'links.csv', '--only', 'plain', out=out))
@@ -202,6 +219,9 @@ def test_imitation_and_other_methods(audit, data, tmp_path):
     assert report['compared'][0]['method'] == 'MAE' and report['compared'][0]['attacker'] == 'plain'
     rows = list(csv.DictReader(open(tmp_path / 'second' / 'utility.csv')))
     assert [row['method'] for row in rows] == ['released', 'MAE']
+    other = arguments(data, '--links', links, '--owned', 0.85, *more[-2:], out=tmp_path / 'third')
+    code, text = audit(*other)
+    assert code == 2 and 'asks about 12 people, and this audit about 2' in text and not (tmp_path / 'third').exists()
 
 
 def test_an_imitation_of_few_people(audit, data, tmp_path):
@@ -318,14 +338,15 @@ def test_processes_and_a_killed_run_give_the_same(repository, data, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing was embedded twice
 
 
-def test_a_release_gets_its_card(audit, data, tmp_path, config, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize('layout', ['folders', 'records'])
+def test_a_release_gets_its_card(audit, data, tmp_path, config, monkeypatch, layout):  # noqa: F811
     monkeypatch.setattr('test_release.SIZE', 112)
-    release = write_release(tmp_path / 'release', config, counts=(3, 2, 4))
+    release = write_release(tmp_path / 'release', config, layout, counts=(3, 2, 4))
     faces = open_faces(release)
     rows = [('released_path', 'released_label', 'source_key', 'source_label')]
     for i, key in enumerate(faces.keys):
         person = f'person_{faces.labels[i]}'
-        rows.append((f'{key}.png', faces.labels[i], f'{person}/{i % 4}', person))
+        rows.append((f'{key}.png' if layout == 'folders' else key, faces.labels[i], f'{person}/{i % 4}', person))
     with open(tmp_path / 'links.csv', 'w', newline='') as file:
         csv.writer(file).writerows(rows)
     args = data / 'real', release, '--links', tmp_path / 'links.csv', '--attackers', data / 'attackers.py'
@@ -333,10 +354,12 @@ def test_a_release_gets_its_card(audit, data, tmp_path, config, monkeypatch):  #
     code, text = audit(*args, '--out', tmp_path / 'out', '--no-card')
     assert code == 0, text
     assert not (release / 'audit.json').exists()
-    code, text = audit(*args, '--out', tmp_path / 'out')
+    monkeypatch.chdir(tmp_path)
+    code, text = audit(*args)
     assert code == 0, text
     written = json.loads((release / 'audit.json').read_text())
-    report = report_of(tmp_path / 'out')
+    report = report_of(tmp_path / 'work_dirs/audit/release')
+    assert report['released']['name'] == 'release'
     assert written['release'] == report['released']['manifest_sha256']
     last = report['attackers']['plain']['leakage']['original_released']['points'][-1]
     assert written['leakage']['plain']['top2_without'] == last['without']['2'][0]
@@ -412,6 +435,20 @@ def test_a_damaged_file_is_named(audit, data, tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     code, text = audit(*args)
     assert code == 2 and f'{file} is damaged' in text and 'Delete it' in text
+
+
+@pytest.mark.parametrize(
+    ('word', 'shown'),
+    [
+        ('/home/Jane Doe/secret project/lfw', 'lfw'),
+        ('MAE=/a b/made:/keys of/links.csv', 'MAE=made:links.csv'),
+        ('attackers=[/one/a.pth,two/b.pth]', 'attackers=[a.pth,b.pth]'),
+        ('pack=mini:123.675/116.28/103.53', 'pack=mini:123.675/116.28/103.53'),
+        ('0.3', '0.3'),
+    ],
+)
+def test_a_command_does_not_tell_where_things_lie(word, shown):
+    assert without_folders(word) == shown
 
 
 @pytest.mark.parametrize('sources', [True, False])

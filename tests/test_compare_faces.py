@@ -152,12 +152,35 @@ def test_alignment_counts_faces_that_are_found_and_how_far_their_points_moved():
     assert (found['photos'], found['aligned'], found['original']['found'][0]) == (20, 14, 0.95)
     eyes = np.linalg.norm(ARCFACE_TEMPLATE[1] - ARCFACE_TEMPLATE[0])
     assert found['sets']['lost']['found'][0] == 0.75 and found['sets']['lost']['landmark_error'] == [0] * 3
-    assert found['sets']['moved'] == dict(found=[1] * 3, landmark_error=pytest.approx([3 / eyes] * 3, abs=1e-5))
+    wilson = pytest.approx([1, 0.72247, 1], abs=1e-4)  # of ten people, all found
+    assert found['sets']['moved'] == dict(found=wilson, landmark_error=pytest.approx([3 / eyes] * 3, abs=1e-5))
     (pair,) = found['differences']
     assert (pair['a'], pair['b']) == ('lost', 'moved')
     assert pair['found'][0] == -0.25 and pair['found'][1] < -0.25 and pair['landmark_error'][2] < 0
     nobody = alignment_error(np.full_like(points, np.nan), people, ['a', 'b'], seed=0)
-    assert nobody['aligned'] == 0 and nobody['sets']['a'] == dict(found=[0] * 3, landmark_error=None)
+    assert nobody['aligned'] == 0 and nobody['sets']['a'] == dict(
+        found=pytest.approx([0, 0, 0.27753], abs=1e-4), landmark_error=None
+    )
+
+
+def test_of_one_person_there_is_no_interval(compare, sets, tmp_path):
+    mean, low, high = means_by_person(np.arange(6.0).reshape(3, 2), np.array(['a'] * 3))
+    assert mean.tolist() == [2, 3] and np.isnan([low, high]).all()
+    for name in ('original', 'blurred'):
+        shutil.copytree(sets / name / 'person_3', tmp_path / name / 'person_3')
+    args = f'blurred={tmp_path}/blurred', '--originals', tmp_path / 'original', '--out', tmp_path / 'out'
+    code, text = compare(*args)
+    assert code == 0, text
+    found = json.loads((tmp_path / 'out/compare_faces.json').read_text())['sets']['blurred']['eyes']['ssim']
+    assert 0 < found[0] < 1 and found[1:] == [None, None]
+    assert f'{found[0]:.3f}' in text and '[' not in text.splitlines()[1]
+
+
+def test_the_share_of_faces_found_has_an_interval_where_all_are():
+    points = np.random.default_rng(0).normal(size=(10, 2, 5, 2))
+    found = alignment_error(points, np.repeat(np.arange(5), 2), ['a'], 0)
+    assert found['original']['found'] == [1, pytest.approx(0.5655, abs=1e-3), 1]  # Wilson's of five people
+    assert found['sets']['a']['found'] == found['original']['found']
 
 
 @pytest.fixture(scope='module')
@@ -250,7 +273,7 @@ def test_a_detector_says_how_faces_align(compare, shared, tmp_path):
     assert code == 0 and 'landmark error' in text, text
     found = json.loads((tmp_path / 'out/compare_faces.json').read_text())['alignment']
     assert found['detector'] == 'DlibDetector' and found['original']['found'][0] > 0.9
-    assert found['sets']['same']['found'] == found['original']['found'] and found['sets']['grey']['found'] == [0] * 3
+    assert found['sets']['same']['found'] == found['original']['found'] and found['sets']['grey']['found'][0] == 0
 
 
 def test_landmarks_decide_where_the_eyes_are(compare, sets, tmp_path):

@@ -164,6 +164,19 @@ def test_a_copy_is_as_far_as_the_originals_are_from_themselves():
     assert found['frechet']['far'][0] - found['frechet'][ZERO][0] == pytest.approx(D * 9, rel=0.2)
 
 
+def test_a_set_of_few_people_among_many():
+    """Resamples that leave it fewer than two are drawn again."""
+    rng = np.random.default_rng(2)
+    sets = dict(
+        original=(half(rng, 60), half(rng, 60, name='q')),
+        few=(half(rng, 3, 60, name='x'), half(rng, 3, 60, name='y')),
+    )
+    found = feature_distances(sets, 'original', resamples=100)
+    assert np.isfinite([*found['frechet']['few'], *found['mmd2']['few']]).all()
+    with pytest.raises(ValueError, match='few: a half of its people holds fewer than two'):
+        feature_distances(sets | dict(few=(half(rng, 1, 180, name='x'), sets['few'][1])), 'original', resamples=10)
+
+
 def test_one_seed_gives_one_result():
     rng = np.random.default_rng(6)
     sets = dict(original=(half(rng), half(rng, name='q')), other=(half(rng), half(rng, name='q')))

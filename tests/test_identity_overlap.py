@@ -251,6 +251,8 @@ def test_a_second_run_embeds_nothing_and_a_changed_set_all(overlap, tool, face_s
     assert overlap(*args) == 0 and sum(seen) == 144
     seen.clear()
     os.utime(a)
+    assert overlap(*args) == 0 and sum(seen) == 0
+    shutil.copy(a / 'person_6/0.png', a / 'person_7/1.png')
     assert overlap(*args) == 0 and sum(seen) == 144
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -504,6 +505,14 @@ def test_an_interrupted_command_goes_on(verify, phi, tmp_path, monkeypatch):
     codes = [verify(*command, *flip) for flip in ((), ('--no-flip',))]
     assert sorted(code for code, _ in codes) == [0, 2]
     assert any(f'{damaged} holds no embeddings of this set' in text and 'Delete it' in text for _, text in codes)
+
+
+def test_without_pairs_there_is_no_roc_and_the_numbers_stay(verify, ijbc, phi, tmp_path):
+    shutil.copytree(ijbc, tmp_path / 'IJBC')
+    (tmp_path / 'IJBC/meta/ijbc_template_pair_label.txt').unlink()
+    code, text = verify(phi, tmp_path / 'IJBC', '--out', tmp_path / 'ijb.json', '--roc', tmp_path / 'roc')
+    assert code == 0 and 'No ROC: none of the sets has pairs' in text, text
+    assert metrics(tmp_path / 'ijb.json')
 
 
 def test_two_processes_are_one(repository, verify, ijbc, phi, tmp_path):

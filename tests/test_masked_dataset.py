@@ -253,6 +253,31 @@ def test_killed_at_each_step_of_the_end(tmp_path, faces, mask, monkeypatch, step
     assert not (tmp_path / 'masked.partial').exists()
 
 
+def test_other_faces_under_the_same_names_are_not_mixed(tmp_path, faces, mask, monkeypatch):
+    source = open_faces(faces)
+    source.die_at = opaque_order(mask, source.keys, source.labels, source.identities)[0][9]
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr('facemae_mm.datasets.masking._Masker', Dying)
+        mask_faces(source, tmp_path / 'masked', mask, workers=0)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    write_faces(tmp_path / 'others', seed=5)
+    with pytest.raises(FileExistsError, match=r'begun with other settings: faces_sha256'):
+        mask_faces(open_faces(tmp_path / 'others'), tmp_path / 'masked', mask, workers=0)
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
+
+
+def test_the_keys_of_a_set_that_was_moved_away_are_not_replaced(tmp_path, faces, mask):
+    mask_faces(open_faces(faces), tmp_path / 'masked', mask, workers=0)
+    (tmp_path / 'masked').rename(tmp_path / 'delivered')
+    keys = (tmp_path / 'masked.private/keys.csv').read_bytes()
+    write_faces(tmp_path / 'others', seed=5)
+    with pytest.raises(FileExistsError, match=r'keys.csv belongs to what is not at .*masked any more'):
+        mask_faces(open_faces(tmp_path / 'others'), tmp_path / 'masked', mask, workers=0)
+    assert (tmp_path / 'masked.private/keys.csv').read_bytes() == keys and not (tmp_path / 'masked.partial').exists()
+
+
 def test_a_killed_run_goes_on_after_a_person_of_whom_no_face_can_be_read(tmp_path, faces, monkeypatch):
     mask = FaceMask(fresh=False, seed=2)
     lost = sorted((f'person_{i}' for i in range(4)), key=mask.identity_pseudonym)[1]

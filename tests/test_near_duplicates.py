@@ -108,6 +108,21 @@ def test_strangers_stay_below_the_threshold():
     assert {(case['is_source'], case['same_person']) for case in near['worst']} == {(None, None)}
 
 
+def test_photos_of_owned_people_may_be_nearest_on_both_sides():
+    """Released faces are searched among theirs too, so that without them the threshold would be too low."""
+    shares = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        faces = rng.normal(size=(3000, 16)).astype(np.float32)
+        real = EmbeddedFaces(faces[:1500], np.arange(1500), np.arange(1500))
+        released = EmbeddedFaces(faces[1500:], np.arange(1500), np.full(1500, -1))
+        nearest = nearest_of(real, released)
+        near, _ = near_duplicates(real, released, np.arange(1500), nearest, owned=np.arange(900), resamples=5)
+        assert sum(near['histogram']['series'][RELEASED]) == 600
+        shares.append(near['above_threshold'][0])
+    assert 0.006 < np.mean(shares) < 0.015
+
+
 def test_a_photo_that_is_there_twice_is_as_good_as_the_source():
     real, released = random_sets(noise=0)
     twice = np.concatenate([real.embeddings, real.embeddings])

@@ -21,6 +21,7 @@ import facemae_mm
 from facemae_mm.audit.attackers import Attacker
 from facemae_mm.audit.audit import Audit, Settings
 from facemae_mm.audit.report import write_report
+from facemae_mm.command_line import without_folders
 from facemae_mm.config import load_config
 from facemae_mm.datasets import LoadFace, open_faces
 from facemae_mm.datasets.face_source import FaceSource
@@ -167,15 +168,21 @@ def build_attackers(path: str, options: dict, only: list[str] | None) -> dict[st
     return {name: TASK_UTILS.build(config) for name, config in chosen.items()}
 
 
-def without_folders(word: str) -> str:
-    """A word of the command line with the last part of each path alone: where things lie is nobody's business."""
-    return re.sub(r'[^\s=:]*/(?=[^/])', '', word)
+def release_of(source: FaceSource) -> Path | None:
+    """The directory of a release of this project, in one piece or in shards; None of other sets."""
+    folder = source.path if source.path.is_dir() else source.path.parent
+    return folder if release_parts(folder) is not None else None
+
+
+def name_of(source: FaceSource) -> str:
+    """What a set is called, without where it lies."""
+    return (release_of(source) or source.path).resolve().name
 
 
 def describe(source: FaceSource) -> dict:
-    """A set of faces for the report: nothing of where it lies."""
+    """A set of faces for the report."""
     return dict(
-        name=source.path.resolve().name,
+        name=name_of(source),
         images=len(source),
         identities=len(source.identities),
         keys_sha256=keys_digest(source.keys),
@@ -197,13 +204,18 @@ def read_utilities(args: argparse.Namespace) -> list[dict]:
     return found
 
 
-def read_compared(args: argparse.Namespace, real: FaceSource, k: int) -> list[dict]:
+def read_compared(args: argparse.Namespace, real: FaceSource, people: int | None) -> list[dict]:
     """Leakage at the headline's attacker, and utility, of other audits of the same photos.
 
+    Args:
+        args: The command line.
+        real: The photos.
+        people: How many this audit asks about at its last point; None where it measures no leakage.
+
     Raises:
-        ValueError: No such report, or of other photos.
+        ValueError: No such report, of other photos, or of another number of people.
     """
-    found = []
+    found, k = [], headline_k(args.topk)
     for method, file in named(args.compare, '--compare').items():
         other = read_json(file, 'Give the report.json of another audit.', lambda number: None)
         try:
@@ -220,13 +232,18 @@ def read_compared(args: argparse.Namespace, real: FaceSource, k: int) -> list[di
                 )
                 for entry in other.get('utility') or ()
             ]
-            photos = other['real']['keys_sha256']
+            photos, others = other['real']['keys_sha256'], int(last['identities'])
         except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
             raise ValueError(f'{file} is no report.json of an audit that measured leakage. Give another.') from error
         if str(k) not in leakage:
             raise ValueError(f'{file} has no leakage at K = {k}, which this report compares. Audit it with --topk {k}.')
         if photos != keys_digest(real.keys):
             raise ValueError(f'{file} is the audit of other photos than {real.path}: the two cannot be compared.')
+        if people not in (None, others):
+            raise ValueError(
+                f'{file} asks about {others} people, and this audit about {people}: leakage falls with their '
+                'number, so the two cannot be compared. Audit both with one choice of --only, --owned and --identities.'
+            )
         found.append(
             dict(method=method, leakage=leakage, chance=chance, attacker=str(name), counted=counted, utility=utility)
         )
@@ -272,7 +289,7 @@ def measurements(about: dict, matching: dict) -> dict[str, float] | None:
         return None
     last = about['leakage']['original_released']['points'][-1]
     found = dict(queries=last['queries'], identities=last['identities'], gallery=last['gallery'])
-    found['left_out_identities'] = matching['left_out_identities'] + matching['owned_identities']
+    found |= {name: matching[name] for name in ('left_out_identities', 'owned_identities')}
     for mode, suffix in (('with', '_with'), ('without', '')):
         for k, values in (last[mode] or {}).items():
             key = f'top{k}_{mode}'
@@ -345,8 +362,8 @@ def run(args: argparse.Namespace) -> None:
     """Attacks, measures, writes."""
     started = time.perf_counter()
     real, released = open_faces(args.real), open_faces(args.released)
-    out = Path(args.out or Path('work_dirs') / 'audit' / released.path.resolve().name)
-    utility, compared = read_utilities(args), read_compared(args, real, headline_k(args.topk))
+    out = Path(args.out or Path('work_dirs') / 'audit' / name_of(released))
+    utility = read_utilities(args)
     strangers = open_faces(args.non_members) if args.non_members else None
     if strangers is not None and keys_digest(strangers.keys) == keys_digest(real.keys):
         raise ValueError(f'--non-members {args.non_members} holds the photos of {args.real}. Give those of others.')
@@ -367,9 +384,8 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         workers=args.workers,
     )
-    manifest = None
-    if released.path.is_dir() and release_parts(released.path) is not None:
-        manifest = read_manifest(released.path)[1]
+    release = release_of(released)
+    manifest = None if release is None else read_manifest(release)[1]
     device = start_processes(args.launcher, WAIT)
     rank, processes = process_numbers(args.launcher)[:2]
     private = out / 'private'
@@ -384,6 +400,7 @@ def run(args: argparse.Namespace) -> None:
         settings,
         device,
     )
+    compared = read_compared(args, real, audit.draws.points[-1] if audit.draws else None)
     lock, refused = None, [None]
     if rank == 0:
         try:
@@ -432,7 +449,7 @@ def run(args: argparse.Namespace) -> None:
         leakage = {name: measurements(about, report['matching']) for name, about in report['attackers'].items()}
         leakage = {name: metrics for name, metrics in leakage.items() if metrics}
         if leakage:
-            print(f'{add_measurements(released.path, leakage)} and the card beside it hold the leakage.')
+            print(f'{add_measurements(release, leakage)} and the card beside it hold the leakage.')
     lock.close()
 
 

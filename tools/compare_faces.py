@@ -21,7 +21,7 @@ from facemae_mm.datasets.load_face import LoadFace
 from facemae_mm.launch import refuse
 from facemae_mm.randomness import keyed_seed
 from facemae_mm.reproduction.alignment_error import ALIGNMENT, alignment_error
-from facemae_mm.reproduction.face_regions import MEASURES, means_by_person, region_box, region_detail
+from facemae_mm.reproduction.face_regions import MEASURES, means_by_person, region_box, region_detail, rounded
 from facemae_mm.reproduction.named_faces import NamedFaces, open_named_faces
 from facemae_mm.whole_file import whole_file
 
@@ -198,7 +198,7 @@ def find_points(photos: Photos, chosen: np.ndarray, detector: FaceDetector) -> n
 
 
 def summary(values: np.ndarray) -> dict:
-    """By region and measure, [mean, low, high]; detail as a ratio.
+    """By region and measure, [mean, low, high], the latter two None of one person; detail as a ratio.
 
     Args:
         values: (3, regions, measures).
@@ -206,7 +206,7 @@ def summary(values: np.ndarray) -> dict:
     shown = values.copy()
     shown[..., MEASURES.index('detail')] = 2 ** shown[..., MEASURES.index('detail')]
     return {
-        region: {measure: [round(v, 5) for v in shown[:, r, m].tolist()] for m, measure in enumerate(MEASURES)}
+        region: {measure: rounded(shown[:, r, m]) for m, measure in enumerate(MEASURES)}
         for r, region in enumerate(REGIONS)
     }
 
@@ -258,12 +258,20 @@ def draw_grid(photos: Photos, shown: list[int], path: Path) -> None:
         figure.savefig(file, format='png', dpi=150, bbox_inches='tight')
 
 
+def with_interval(value: list[float | None] | None) -> str:
+    """[mean, low, high] as a person reads it."""
+    if value is None:
+        return '–'
+    mean, low, high = value
+    return f'{mean:.3f}' if low is None else f'{mean:.3f} [{low:.3f}, {high:.3f}]'
+
+
 def print_table(names: list[str], sets: dict, differences: list[dict]) -> None:
     """The numbers, as a person reads them."""
 
     def row(title: str, found: dict) -> None:
         for region in REGIONS:
-            cells = ''.join(f'{"{:.3f} [{:.3f}, {:.3f}]".format(*found[region][m]):>25}' for m in MEASURES)
+            cells = ''.join(f'{with_interval(found[region][m]):>25}' for m in MEASURES)
             print(f'{title:<30}{region:<7}{cells}')
 
     print(f'{"set":<30}{"region":<7}{"SSIM [95 %]":>25}{"detail, × original":>25}{"match of detail":>25}')
@@ -277,15 +285,11 @@ def print_table(names: list[str], sets: dict, differences: list[dict]) -> None:
 
 def print_alignment(found: dict) -> None:
     """How well faces are found and aligned."""
-
-    def cell(value: list[float] | None) -> str:
-        return '–' if value is None else '{:.3f} [{:.3f}, {:.3f}]'.format(*value)
-
     print(f'{"set":<37}{"found [95 %]":>25}{"landmark error [95 %]":>25}')
-    print(f'{ORIGINAL:<37}{cell(found["original"]["found"]):>25}')
+    print(f'{ORIGINAL:<37}{with_interval(found["original"]["found"]):>25}')
     differences = {f'{pair["a"]} − {pair["b"]}': pair for pair in found['differences']}
     for title, values in (found['sets'] | differences).items():
-        print(f'{title:<37}{"".join(f"{cell(values[measure]):>25}" for measure in ALIGNMENT)}')
+        print(f'{title:<37}{"".join(f"{with_interval(values[measure]):>25}" for measure in ALIGNMENT)}')
     print(f'{found["detector"]}; errors in distances of the eyes, {found["aligned"]:,} of {found["photos"]:,} photos.')
 
 

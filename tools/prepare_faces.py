@@ -35,6 +35,7 @@ view, and are not found without one. Where that finds none, the picture alone an
 
 #: Faces and missed pictures on the sheet, and pixels of one.
 SHEET_FACES, SHEET_MISSED, TILE = 60, 12, 112
+SHEET_EXTENSIONS = '.png', '.jpg', '.jpeg'
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,7 +91,7 @@ def parse_args() -> argparse.Namespace:
         default='raise',
         help='an image that cannot be read ends the run, or is left out and counted (default: %(default)s)',
     )
-    parser.add_argument('--sheet', metavar='FILE', help='also draw a sheet of faces and missed pictures (.png)')
+    parser.add_argument('--sheet', metavar='FILE', help='also draw a sheet of faces and missed pictures (.png or .jpg)')
     parser.add_argument(
         '--workers', type=int, default=len(os.sched_getaffinity(0)), help='processes (default: one a core)'
     )
@@ -103,6 +104,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f'--size {args.size} must be 16 to 1024 pixels')
     if args.keep_metadata and not args.aligned:
         parser.error('--keep-metadata goes with --aligned: a face cut out of a photograph has none')
+    if args.sheet is not None and Path(args.sheet).suffix.lower() not in SHEET_EXTENSIONS:
+        parser.error(f'--sheet {args.sheet} must be a picture: end its name in {", ".join(SHEET_EXTENSIONS)}')
     return args
 
 
@@ -144,7 +147,7 @@ def draw_sheet(source: FaceSource, out: Path, file: str) -> None:
     rows = [np.hstack(tiles[start : start + 12]) for start in range(0, len(tiles), 12)]
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(file, np.vstack(rows)):
-        raise OSError(f'{file} could not be written. Is the disk full, and does the name end in .png or .jpg?')
+        raise OSError(f'{file} could not be written. Is the disk full?')
     print(f'{file}: {len(rows)} rows of faces with their landmarks; framed in red: none found. Not for publication.')
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
+from facemae_mm.command_line import without_folders
 from facemae_mm.datasets.face_source import open_faces
 from facemae_mm.launch import refuse
 from facemae_mm.reproduction.data_flow import DataFlow, Embedder, Size
@@ -184,11 +185,6 @@ def make_graph(args: argparse.Namespace, sources: Mapping[str, Path]) -> DataFlo
 
 def typed_command() -> str:
     """This command as it was typed, the scale named, of each path its last part alone."""
-
-    def without_folders(word: str) -> str:
-        pieces = re.split('([=:])', word)
-        return ''.join(piece if re.fullmatch(r'[\d./]*', piece) else Path(piece).name for piece in pieces)
-
     words = [without_folders(word) for word in sys.argv[1:]]
     scale = [] if any(word.startswith('--scale') for word in words) else ['--scale', 'mini']
     return shlex.join(['python', 'tools/reproduce.py', *words, *scale])

@@ -166,8 +166,6 @@ def run(args: argparse.Namespace) -> None:
     print(f'{network} {args.embedder}, SHA-256 {phi.sha256}')
     for kind, found in rows.items():
         print(*table(found), *kind.notes, sep='\n')
-    if args.roc:
-        print('ROC:', *save_roc(curves, args.roc))
     if args.out:
         embedder = dict(checkpoint=args.embedder, config=args.config, sha256=phi.sha256, network=network)
         embedder |= dict(input_size=phi.input_size, channel_order=phi.channel_order, **shown)
@@ -181,6 +179,10 @@ def run(args: argparse.Namespace) -> None:
         with whole_file(Path(args.out), 'x') as file:
             json.dump(record | dict(sets=report), file, indent=1, ensure_ascii=False)
         print(f'Numbers: {args.out}')
+    if curves and args.roc:
+        print('ROC:', *save_roc(curves, args.roc))
+    elif args.roc:
+        print('No ROC: none of the sets has pairs (1:1).')
 
 
 def main() -> None:

@@ -170,7 +170,7 @@ class Audit:
             refused = [None]
             if get_rank() == 0:
                 try:
-                    about['took'] = attacker.fit(self.pairs, self.folder, self.device)
+                    about['took'] = attacker.fit(self.pairs, self.folder, self.device, self.settings.flip)
                 except CannotLearn as error:
                     refused = [str(error)]
             broadcast_object_list(refused)
@@ -178,7 +178,9 @@ class Audit:
                 self.notes.append(f'Attacker {name} was left out: {refused[0]}')
                 return None
             if get_rank():
-                attacker.fit(self.pairs, self.folder, self.device)  # reads what the first process learnt
+                attacker.fit(
+                    self.pairs, self.folder, self.device, self.settings.flip
+                )  # reads what the first process learnt
         attacker.photo_network.to(self.device)
         attacker.released_network.to(self.device)
         matched, whose = self.matched, (self.matched.released_identity, self.matched.released_source)
@@ -290,7 +292,7 @@ class Audit:
 
     def _difference(self, real: EmbeddedFaces, released: EmbeddedFaces, near: Mapping, curves: Mapping) -> dict:
         """Original→Original minus Original→released, with galleries of equal size."""
-        a, b, equal = curves['original_original'], curves['original_released'], True
+        a, b, drawn = curves['original_original'], curves['original_released'], False
         count = len(self.draws.identities) + 1
         held = [np.bincount(self.draws.numbers(faces.identity) + 1, minlength=count)[1:] for faces in (real, released)]
         if (held[0] != held[1]).any():
@@ -302,10 +304,10 @@ class Audit:
             a = self._curves(real, sets[0], near['original_original'], 'equal galleries')
             a = {mode: a['without'] for mode in ('with', 'without')}  # the query itself is left out
             b = self._curves(real, sets[1], near['original_released'], 'equal galleries')
-            equal = False
+            drawn = True
         points = []
         for p, people in enumerate(self.draws.points):
-            point = dict(identities=people, equal_galleries=True, drawn_to_equal=not equal)
+            point = dict(identities=people, drawn_to_equal=drawn)
             for mode in ('with', 'without'):
                 point[mode] = (
                     {str(k): list(difference_interval(a[mode], b[mode], p, k)) for k in self.settings.topk}

@@ -59,7 +59,7 @@ def near_duplicates(
         nearest: Number of the photo with the largest cosine to each released face, (G,).
         copies: What `pixel_copies` found of the same sets; None where pixels were not compared.
         owned: Identities that attackers learn from: nobody looks for duplicates among their faces, but for copies, and
-            their photos do not count for the threshold.
+            their photos ask for no threshold, but may be nearest, as they may be to a released face.
         resamples: For intervals.
         seed: Of the resamples, and of the photos that give the threshold.
 
@@ -157,10 +157,12 @@ def _worst(likeness: np.ndarray, people: np.ndarray, photographed: np.ndarray) -
 def _nearness_of_photos(real: EmbeddedFaces, owned: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosine of the nearest other photo of the same person, and of another person; −inf where there is none.
 
-    Of up to `PHOTOS` photos of known people who are not owned, drawn by the seed; all such photos are compared.
+    Of up to `PHOTOS` photos of known people who are not owned, drawn by the seed; all photos of known people are
+    compared, as all are searched for released faces.
     """
-    who = np.where(np.isin(real.identity, owned), -1, real.identity)
-    draw = np.random.default_rng(keyed_seed('near duplicates', seed)).permutation(np.flatnonzero(who >= 0))
+    who = real.identity
+    asking = np.flatnonzero((who >= 0) & ~np.isin(who, owned))
+    draw = np.random.default_rng(keyed_seed('near duplicates', seed)).permutation(asking)
     rows = np.sort(draw[:PHOTOS])
     asked, identity = unit_rows(real.embeddings[rows]), who[rows]
     same, other = (np.full(len(rows), -np.inf, np.float32) for _ in range(2))

@@ -179,11 +179,15 @@ def _leakage(attackers: Mapping[str, Mapping] | None) -> str:
         for k in sorted(int(found[1]) for found in map(re.compile(r'top(\d{1,9})_with').fullmatch, metrics) if found):
             without, own = _percent(metrics, f'top{k}_without'), _percent(metrics, f'top{k}_with')
             lines.append(f'| {attacker} | {k} | {without} | {own} | {_percent(metrics, f"chance_top{k}")} |')
-        numbers = {key: metrics.get(key) for key in ('queries', 'identities', 'gallery', 'left_out_identities')}
+        queries, people, gallery, left_out, owned = (
+            metrics.get(key) or 0
+            for key in ('queries', 'identities', 'gallery', 'left_out_identities', 'owned_identities')
+        )
         notes.append(
-            '{attacker}: {queries:,.0f} real photos of {identities:,.0f} identities against {gallery:,.0f} released '
-            'images; {left_out_identities:,.0f} identities with a single real photo or no released one are left '
-            'out.'.format(attacker=attacker, **{key: value or 0 for key, value in numbers.items()})
+            f'{attacker}: {queries:,.0f} real photos of {people:,.0f} identities against {gallery:,.0f} released '
+            f'images; {left_out:,.0f} identities with a single real photo or no released one are left out'
+            + (f', and {owned:,.0f} whose pairs attackers own' if owned else '')
+            + '.'
         )
     return '\n'.join([*lines, '', *notes])
 

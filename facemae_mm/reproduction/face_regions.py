@@ -81,11 +81,18 @@ def means_by_person(values: np.ndarray, people: np.ndarray, resamples: int = 100
         seed: Of the resamples.
 
     Returns:
-        (3, …): mean, low, high.
+        (3, …): mean, low, high; NaN for the latter two of one person, who says nothing of others.
     """
     names, person = np.unique(people, return_inverse=True)
     flat = values.reshape(len(values), -1)
     sums = np.stack([np.bincount(person, column) for column in flat.T], 1)
     faces = np.bincount(person)
+    if len(names) < 2:
+        return np.stack([values.mean(0), *(np.full(values.shape[1:], np.nan) for _ in range(2))])
     drawn = [times @ sums / (times @ faces) for times in resampled_identities(len(names), resamples, seed)]
     return np.vstack([flat.mean(0), *np.percentile(drawn, (2.5, 97.5), axis=0)]).reshape(3, *values.shape[1:])
+
+
+def rounded(values: np.ndarray) -> list[float | None]:
+    """Numbers for a record: five decimals, None for NaN."""
+    return [None if np.isnan(value) else round(value, 5) for value in values.tolist()]

@@ -1,8 +1,8 @@
 """How far sets of faces lie from the originals in an embedder's space, with intervals by person (Figure 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 from tqdm import tqdm
@@ -12,6 +12,9 @@ from .distances import Gaussian, PeopleKernels, frechet_distance, kernel_sums, m
 
 #: The distance of the originals' one half to their other.
 ZERO = 'zero'
+
+#: Resamples that are looked at, at most.
+MANY = 10**6
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ def feature_distances(
     sides. The zero is that of the originals' halves. All compare as many faces with as many, so that the small-sample
     bias of Fréchet's is much the same in all and about the zero's.
 
-    Intervals are of 95 % and resample people, the same ones in all sets: percentiles of how the resampled distances
-    differ from their mean, about the distance itself, since a resample repeats people and lies farther off.
+    Intervals are of 95 % and resample people, the same ones in all sets, two or more of each half: percentiles of
+    how the resampled distances differ from their mean, about the distance itself, since a resample repeats people and
+    lies farther off.
 
     Args:
         sets: Their two halves by name, all of one number of faces.
@@ -60,11 +64,17 @@ def feature_distances(
         `frechet` and `mmd2`, each [value, low, high] by name, and under 'zero' that of the originals' halves;
         `differences`, of every two sets `a`, `b`: `frechet` and `mmd2` of a less those of b; and `bandwidth`, σ of
         MMD's Gaussian kernel, the median distance between the originals.
+
+    Raises:
+        ValueError: A half shows fewer than two people, or more than half of the originals have one embedding.
     """
     everybody = [np.unique(np.concatenate([halves[side].people for halves in sets.values()])) for side in (0, 1)]
     numbered = {
         name: [_Numbered(half, names) for half, names in zip(halves, everybody)] for name, halves in sets.items()
     }
+    for name, halves in numbered.items():
+        if min(len(half.place) for half in halves) < 2:
+            raise ValueError(f'{name}: a half of its people holds fewer than two. Give a larger set.')
     original = numbered.pop(originals)
     bandwidth = median_bandwidth(np.concatenate([half.rows for half in original]))
     kernels = _kernels(original, numbered, bandwidth)
@@ -88,8 +98,16 @@ def feature_distances(
         return found
 
     here = distances([np.ones(len(names)) for names in everybody])
-    draws = zip(*(resampled_identities(len(names), resamples, seed + side) for side, names in enumerate(everybody)))
-    drawn = [distances(list(times)) for times in tqdm(draws, desc='resample people', total=resamples, mininterval=1)]
+
+    def draws(side: int) -> Iterator[np.ndarray]:
+        """Resamples of a half's people in which every set has two or more: of one nothing can be compared."""
+        halves = [original[side], *(halves[side] for halves in numbered.values())]
+        for times in resampled_identities(len(everybody[side]), MANY, seed + side):
+            if all(np.count_nonzero(times[half.place]) > 1 for half in halves):
+                yield times
+
+    both = islice(zip(draws(0), draws(1)), resamples)
+    drawn = [distances(list(times)) for times in tqdm(both, desc='resample people', total=resamples, mininterval=1)]
     values = {name: np.array([one[name] for one in drawn]) for name in here}  # (resamples, 2)
 
     def measured(value: tuple[float, float], resampled: np.ndarray) -> dict[str, list[float]]:

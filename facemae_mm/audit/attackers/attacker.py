@@ -51,7 +51,7 @@ class Attacker:
                 )
         self.embedder = open_embedder(**embedder)
 
-    def fit(self, owned: Dataset, folder: Path, device: torch.device) -> dict[str, float]:
+    def fit(self, owned: Dataset, folder: Path, device: torch.device, flip: bool = True) -> dict[str, float]:
         """Learns from what the attacker owns, within his budget.
 
         Args:
@@ -60,6 +60,7 @@ class Attacker:
                 `identities` (P,) holds the identity of every pair without reading an image.
             folder: For what he learnt, for the owner alone; what is there already is used and not learnt again.
             device: Where to compute.
+            flip: The audit embeds f(x) + f(flip x), else f(x).
 
         Returns:
             What it took, for the report: numbers by name ('seconds', 'faces', …).
@@ -88,7 +89,7 @@ class Attacker:
         """Takes embeddings of released faces to where those of photos lie; by default they are there.
 
         Args:
-            embeddings: f(x) + f(flip x) by `released_network`, raw, (N, D').
+            embeddings: Of `released_network`, mirrored or not as `fit` was told, raw, (N, D').
 
         Returns:
             (N, D) float32, of any norm.

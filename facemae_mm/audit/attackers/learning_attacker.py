@@ -78,7 +78,7 @@ class LearningAttacker(Attacker, ABC):
     def settings(self) -> dict:
         return dict(held_out=self.held_out, seed=self.seed)
 
-    def fit(self, owned: Dataset, folder: Path, device: torch.device) -> dict[str, float]:
+    def fit(self, owned: Dataset, folder: Path, device: torch.device, flip: bool = True) -> dict[str, float]:
         """Learns, or reads what he learnt from the same before: see `Attacker.fit`.
 
         Returns:
@@ -88,9 +88,9 @@ class LearningAttacker(Attacker, ABC):
             CannotLearn: Too few pairs or identities, or a loss that is not finite.
             ValueError: A pair that cannot be read, or a damaged file in the folder.
         """
-        pairs = LearningPairs(owned, self.held_out, self.seed)
+        pairs = LearningPairs(owned, self.held_out, self.seed, flip)
         fingerprints = [network.to(device).fingerprint(device) for network in self.networks()]
-        parts = json.dumps([self.describe(), fingerprints, pairs.digest()], sort_keys=True)
+        parts = json.dumps([self.describe(), fingerprints, pairs.digest(), flip], sort_keys=True)
         key = hashlib.sha256(parts.encode()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f'{type(self).__name__}_{key[:16]}.pth'

@@ -30,6 +30,7 @@ class LearningPairs:
         owned: As `Attacker.fit` takes them.
         held_out: Share of the identities that is held out, 0 … 0.5; at least two are.
         seed: Of the draw of these identities.
+        flip: The audit embeds f(x) + f(flip x), else f(x).
 
     Attributes:
         identities: Of every pair, (P,) int64.
@@ -40,8 +41,9 @@ class LearningPairs:
         CannotLearn: Fewer than `MIN_IDENTITIES` identities.
     """
 
-    def __init__(self, owned: Dataset, held_out: float = 0.2, seed: int = 0) -> None:
+    def __init__(self, owned: Dataset, held_out: float = 0.2, seed: int = 0, flip: bool = True) -> None:
         self._owned = owned
+        self._flip = flip
         self.identities = np.asarray(owned.identities, np.int64)
         people = np.unique(self.identities)
         if len(people) < MIN_IDENTITIES:
@@ -109,7 +111,7 @@ class LearningPairs:
         released_network: nn.Module,
         rows: np.ndarray,
         title: str | None,
-        flip: bool = True,
+        flip: bool | None = None,
         batch_size: int = 32,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embeds some pairs, normalised.
@@ -119,7 +121,7 @@ class LearningPairs:
             released_network: As `Attacker.released_network`.
             rows: Which pairs, (N,).
             title: Of the progress bar; None shows none.
-            flip: Give f(x) + f(flip x), as the audit embeds faces; else f(x).
+            flip: Give f(x) + f(flip x), else f(x); None does as the audit embeds faces.
             batch_size: Pairs at once.
 
         Returns:
@@ -128,6 +130,7 @@ class LearningPairs:
         Raises:
             ValueError: An embedding is zero or not finite.
         """
+        flip = self._flip if flip is None else flip
         found = ([], [])
         bar = tqdm(total=len(rows), desc=title, unit='pair', mininterval=1, disable=title is None)
         with bar, torch.inference_mode():

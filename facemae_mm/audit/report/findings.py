@@ -200,8 +200,6 @@ def _reduction(report: dict, rows: dict) -> Iterator[Finding]:
         text = f'Original minus released is {amount}. No reduction was shown: {reason}.'
     if point['drawn_to_equal']:
         text += ' For the difference, images of both sets were drawn so that both hold as many of every person.'
-    if point['equal_galleries'] is False:
-        text += ' The two sets that were searched differ in size, so part of the difference may come from that.'
     if len(shown) > 1:
         count = sum(against_none(rate_of(other, 'difference')) == 'reduced' for other in shown.values())
         text += f' Over all attackers, a reduction was shown for {count} of {len(shown)}.'

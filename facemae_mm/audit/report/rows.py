@@ -8,7 +8,7 @@ from .wording import measured
 COLUMNS = {
     'leakage': 'attacker pairing counted k rate low high chance identities queries gallery',
     'curves': 'attacker pairing counted k rate low high chance identities queries gallery draws',
-    'difference': 'attacker counted k difference low high identities equal_galleries drawn_to_equal',
+    'difference': 'attacker counted k difference low high identities drawn_to_equal',
     'membership': 'attacker counted score measure value low high chance false_matches',
     'roc': 'attacker counted score fpr tpr',
     'near_duplicates': 'attacker measure value low high chance',
@@ -134,7 +134,6 @@ def _differences(report: dict) -> Iterator[dict]:
                             k=k,
                             **_interval('difference', rate),
                             identities=point['identities'],
-                            equal_galleries=point.get('equal_galleries'),
                             drawn_to_equal=point.get('drawn_to_equal'),
                         )
 

@@ -119,17 +119,18 @@ def difference_table(rows: dict[str, list[dict]], attacker: str) -> Table | None
         return None
     table = Table(
         f'Difference to the real photos, attacker {attacker}',
-        ['Counted', 'Identities', *(f'K = {k}' for k in ks), 'Sets of equal size'],
-        notes='Original → original minus original → released: positive where less is found in the released set.',
+        ['Counted', 'Identities', *(f'K = {k}' for k in ks), 'Images drawn'],
+        notes='Original → original minus original → released: positive where less is found in the released set. Both '
+        'sets hold as many of every person: images of the larger one are drawn where they do not.',
     )
     for counted, identities in dict.fromkeys((row['counted'], row['identities']) for row in mine):
         found = [find(mine, k=k, counted=counted, identities=identities) for k in ks]
-        equal = next(filter(None, found))['equal_galleries']
+        drawn = next(filter(None, found))['drawn_to_equal']
         table.add(
             COUNTED_WORDS[counted],
             identities,
             *(row and rate_of(row, 'difference') for row in found),
-            {True: 'yes', False: 'no'}.get(equal),
+            {True: 'yes', False: 'no'}.get(drawn),
         )
     return table
 
