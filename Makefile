@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow bench fuzz lint clean
+.PHONY: help install demo test test-slow bench fuzz lint clean
 
 help:
+	@echo 'make install           .venv with everything the tools need (source .venv/bin/activate)'
 	@echo 'make demo              the whole pipeline on ORL faces, about 13 minutes on two cores'
 	@echo 'make demo DATA=FOLDER  the same on a folder of identity folders of aligned faces'
 	@echo 'make test              the tests'
@@ -21,6 +22,8 @@ $(STAMP): setup.py
 	$(BIN)/python -m pip install torch torchvision
 	$(BIN)/python -m pip install -e '.[cpu,demo,test]'
 	touch $@
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py $(if $(DATA),--data '$(DATA)')
