@@ -208,7 +208,7 @@ def test_a_complete_release_is_left_alone_and_another_is_refused_with_the_differ
             export(repository, work, 'release', **{name: value})
     assert {path: path.stat().st_mtime_ns for path in release.rglob('*')} == before
     release.rename(work / 'published')
-    with pytest.raises(FileExistsError, match='links.csv belongs to a release that is not at .*release any more'):
+    with pytest.raises(FileExistsError, match='links.csv belongs to what is not at .*release any more'):
         export(repository, work, 'release')
     (work / 'published').rename(release)
     export(repository, work, 'release')

@@ -8,8 +8,11 @@ import pytest
 from facemae_mm.alignment import ARCFACE_TEMPLATE
 from facemae_mm.datasets import face_detection
 from facemae_mm.datasets.face_detection import (
+    MAX_ENLARGED,
+    MAX_SIDE,
     DetectedFace,
     DlibDetector,
+    FaceDetector,
     InsightFaceDetector,
     choose_face,
     crop_face,
@@ -225,6 +228,60 @@ def test_missing_pack_names_the_remedy(tmp_path):
 def test_wrong_image_is_refused(image):
     with pytest.raises(ValueError, match=r'cv2\.imread'):
         DlibDetector().find(image)
+
+
+class Views(FaceDetector):
+    """Sees no face, and notes the views it was given; takes the images of `shape` without their pixels."""
+
+    ATTEMPTS = (*DlibDetector.ATTEMPTS, *InsightFaceDetector.ATTEMPTS)
+
+    def _load(self):
+        return []
+
+    def _detect(self, view):
+        self._models.append(view.shape[:2])
+        return []
+
+
+@pytest.mark.parametrize('shape', [(10, 400), (20, 3000), (3000, 20), (1, 400), (1, 9000), (1, 1), (200, 30_000)])
+def test_views_of_strips_stay_within_memory(shape):
+    """A border by the longer side and an enlargement by the shorter one made 6,556 megapixels of 20×3000."""
+    detector = Views()
+    assert detector.find(np.full(shape, 9, np.uint8)) == []
+    assert len(detector._models) == 6
+    for height, width in detector._models:
+        assert height * width <= max(1.01 * MAX_ENLARGED, 21 * shape[0] * shape[1]) and max(height, width) <= MAX_SIDE
+
+
+@needs_dlib
+@pytest.mark.parametrize('shape', [(1, 5000), (100, 100_000)])
+def test_dlib_is_given_no_view_that_it_cannot_hold(detector, shape):
+    """On one of 100×100,000, dlib overwrites memory that is not its own."""
+    assert detector.find(np.full(shape, 127, np.uint8)) == []
+
+
+@pytest.mark.parametrize(
+    'shape',
+    [(4000, 6000), (6000, 4000), (8000, 8000), (6928, 9238), (2000, 6000), (112, 92), (250, 250), (3, 9), (150, 450)],
+)
+def test_views_of_photographs_are_bordered_and_enlarged_in_full(shape):
+    """Up to 64 megapixels, and up to three times as long as wide."""
+    for border, side in (*DlibDetector.ATTEMPTS, *InsightFaceDetector.ATTEMPTS):
+        full = max(1.0, side / min(shape)), round(border * max(shape))
+        assert face_detection._view_size(*shape, border, side) == full
+
+
+def test_points_in_a_strip_are_those_of_the_picture(monkeypatch):
+    strip = np.zeros((10, 400), np.uint8)
+    strip[5, 300] = 255
+
+    def brightest(self, view):
+        y, x = np.unravel_index(view.argmax(), view.shape)
+        return [(np.array([x, y, x, y], float), np.full((5, 2), (x, y), float), 1.0)]
+
+    monkeypatch.setattr(Views, '_detect', brightest)
+    (face,) = Views().find(strip)
+    assert np.abs(face.points - (300, 5)).max() < 0.5 and np.abs(face.box - (300, 5, 300, 5)).max() < 0.5
 
 
 def test_missing_packages_name_the_remedy(monkeypatch):

@@ -177,6 +177,24 @@ def test_a_zip_is_the_folder_that_went_into_it(tmp_path, top):
     assert pickle.loads(pickle.dumps(source)).read(3) == folder.read(3)
 
 
+@pytest.mark.parametrize('top', ['', 'faces/'])
+def test_a_zip_leaves_alone_what_the_folder_leaves_alone(tmp_path, top):
+    names = ['a/1.png', 'a/v/2.png', 'b/1.png']
+    hidden = ['.Trash/x/1.png', 'a/.thumbnails/t.png', 'a/v/.cache/t.png', 'a/v/w/deep.png', 'a/v/w/x/deeper.png']
+    folder = open_faces(write_folder(tmp_path / 'folder', *names, *hidden))
+    path = write_zip(tmp_path / 'faces.zip', *names, *hidden, top=top)
+    with zipfile.ZipFile(path, 'a') as file:
+        file.writestr('.Trash/y/1.png', b'beside the top folder')
+    source = open_faces(path)
+    assert source.keys == folder.keys == ['a/1', 'a/v/2', 'b/1'] and source.identities == folder.identities
+    assert images_of(source) == images_of(folder)
+
+
+def test_a_zip_of_nothing_but_hidden_images(tmp_path):
+    with pytest.raises(ValueError, match=r'faces\.zip holds no images'):
+        open_faces(write_zip(tmp_path / 'faces.zip', '.Trash/a/1.png', 'a/.b/1.png', 'a/b/c/d/e.png'))
+
+
 def test_a_zip_is_opened_anew_in_each_process(tmp_path, monkeypatch):
     source = open_faces(write_zip(tmp_path / 'faces.zip', 'a/1.jpg', 'b/1.jpg'))
     parents = source._file
@@ -232,6 +250,31 @@ def test_a_table_of_another_set_is_refused(tmp_path, text, message):
     (tmp_path / 'keys.csv').write_text(text)
     with pytest.raises(ValueError, match=message):
         list(open_faces(path).keys)
+
+
+@pytest.mark.parametrize(
+    ('key', 'fault'),
+    [
+        ('/tmp/pwned', 'is no plain path'),
+        ('../pwned', 'is no plain path'),
+        ('a/../../pwned', 'is no plain path'),
+        ('a/./b', 'is no plain path'),
+        ('..', 'is no plain path'),
+        ('a//b', 'is no plain path'),
+        ('a/', 'is no plain path'),
+        ('""', 'is no plain path'),
+        ('a\\..\\b', 'holds a backslash'),
+        ('a/\x07', 'is no readable Unicode'),
+        ('a/\u202eb', 'is no readable Unicode'),
+    ],
+)
+def test_a_table_leads_out_of_no_folder(tmp_path, key, fault):
+    path = write_rec(tmp_path, {i: image_record(0.0, b'x') for i in (1, 2)})
+    write_keys(tmp_path / 'keys.csv', '1,bob/1', f'2,{key}')
+    source = open_faces(path)
+    assert source.keys[0] == 'bob/1'
+    with pytest.raises(ValueError, match=rf'keys\.csv, line 3: source_key .* {fault}.* move it away'):
+        source.keys[1]
 
 
 # Records

@@ -17,12 +17,16 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+import torch
+from mmpretrain.structures import DataSample
 from tiny import write_faces
 
 from facemae_mm.datasets import FaceMask, FaceRecordDataset, LoadFace, open_faces
 from facemae_mm.datasets.masking import mask_faces
 from facemae_mm.datasets.preparation import FacePreparer, prepare_faces
 from facemae_mm.datasets.recordio import RecordWriter, read_index
+from facemae_mm.datasets.resumable import PartialFolder
+from facemae_mm.engine import ReconstructionShowHook
 
 
 def write_zip(path, **attributes):
@@ -238,6 +242,28 @@ with RecordWriter(sys.argv[2], resume=True) as writer:
             (tmp_path / 'whole' / file).unlink()
 
 
+@pytest.mark.parametrize('content', [None, 'release'])
+def test_a_set_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, content):
+    done = []
+    folder = PartialFolder(tmp_path / 'out', {})
+    inner = folder.path / (content or '')
+    inner.mkdir(exist_ok=True)
+    (inner / 'face').write_bytes(b'face')
+    monkeypatch.setattr(os, 'sync', lambda: done.append((inner / 'face').exists() and not folder.out.exists()))
+    folder.finish(inner if content else None)
+    assert done == [True] and (folder.out / 'face').read_bytes() == b'face'
+
+
+def test_pictures_of_a_test_stay_in_their_folder(tmp_path):
+    keys = ['bob/1', '../pwned', f'{tmp_path}/pwned', 'a/../../pwned', '..', '.', '', 'a\\b', 'a\0b', 'x/\udcff', 'ü/é']
+    samples = [DataSample(img_key=key, reconstruction=torch.zeros(3, 8, 8)) for key in keys]
+    inputs = torch.zeros(len(keys), 3, 8, 8)
+    ReconstructionShowHook(str(tmp_path / 'in/out')).after_test_iter(None, 0, dict(inputs=inputs), samples)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*') if path.is_file()}
+    assert len(found) == len(keys) and all(name.startswith('in/out/') for name in found)
+    assert {'in/out/bob/1.png', 'in/out/ü/é.png', 'in/out/..%2Fpwned.png'} <= found
+
+
 def test_training_goes_on_without_what_cannot_be_read(tmp_path):
     faces = write_faces(tmp_path / 'faces')
     (faces / 'person_1/2.png').write_bytes(b'')
@@ -261,7 +287,7 @@ def test_a_full_disk_at_the_last_step(tmp_path, monkeypatch):
         with pytest.raises(OSError, match='full'):
             prepare_faces(preparer, tmp_path / 'out', records=True, workers=0)
     assert not (tmp_path / 'out').exists()
-    preparer.source.read = None  # nothing is read again
+    preparer._keep = None  # no face is made again
     assert prepare_faces(preparer, tmp_path / 'out', records=True, workers=0)['faces'] == 16
     assert len(open_faces(tmp_path / 'out/train.rec')) == 16
 

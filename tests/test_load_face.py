@@ -58,6 +58,32 @@ def test_grey_alpha_and_sixteen_bits_become_bgr(face):
     assert (load(encode(face.astype(np.uint16) * 257, 'png'))['img'] == face).all()
 
 
+@pytest.mark.parametrize('white', [1, 100, 254, 255, 256, 1023, 4095, 65534, 65535])
+@pytest.mark.parametrize('kind', ['P2', 'P3', 'P5', 'P6'])
+def test_white_of_a_ppm_is_what_its_header_says(kind, white):
+    values = np.linspace(0, white, 12).round().astype(int).reshape(3, 4)
+    stored = values if kind in ('P2', 'P5') else values[..., None].repeat(3, -1)
+    if kind in ('P2', 'P3'):
+        body = b' '.join(b'%d' % value for value in stored.ravel())
+    else:
+        body = stored.astype('u1' if white < 256 else '>u2').tobytes()
+    img = load(b'%s\n# 9 9 9\n4 3 # so wide\n%d\n%s' % (kind.encode(), white, body + b'\n'))['img']
+    assert img.shape == (3, 4, 3) and img.dtype == np.uint8 and img[2, 3].tolist() == [255] * 3
+    assert np.abs(img - (values * 255 / white)[..., None]).max() <= 1
+    assert (img == (values >> 8 if white == 65535 else values)[..., None]).all() or white not in (255, 65535)
+
+
+def test_values_above_white_are_white():
+    img = load(b'P6 2 1 100\n' + bytes([0, 50, 100, 200, 255, 10]))['img']
+    assert img.tolist() == [[[255, 128, 0], [26, 255, 255]]]
+
+
+def test_a_pfm_has_no_white():
+    """OpenCV would make a nearly black picture of its fractions."""
+    with pytest.raises(ValueError, match=r'^set:bob/1 .* no image \(JPEG'):
+        load(b'Pf\n4 2\n-1.0\n' + np.linspace(0, 1, 8, dtype='<f4').tobytes())
+
+
 def test_exif_rotation_is_applied(face):
     upright = encode(face, 'jpg', cv2.IMWRITE_JPEG_QUALITY, 95)
     buffer = io.BytesIO()

@@ -1,19 +1,22 @@
 """Photographs to aligned faces, and aligned faces from one format into another."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tiny import write_faces
 
 from facemae_mm.alignment import ARCFACE_TEMPLATE
@@ -49,6 +52,26 @@ class Dying(FacePreparer):
         if image == self.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(image)
+
+
+class Fragile(BrightFaces):
+    """Fails at white images, as OpenCV, memory or a missing model does."""
+
+    error: Exception = cv2.error('too thin')
+
+    def _detect(self, view):
+        if view.min() == 255:
+            raise self.error
+        return super()._detect(view)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """One segment of a JPEG."""
+    return struct.pack('>BBH', 0xFF, marker, 2 + len(content)) + content
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -98,6 +121,30 @@ def test_metadata_leaves_a_jpeg_and_the_picture_stays(options):
     assert stripped == plain.getvalue()
 
 
+def test_thumbnails_and_unknown_segments_leave_a_jpeg():
+    secret = SECRET.encode().ljust(30, b'.')
+    plain = cv2.imencode('.jpg', picture())[1].tobytes()
+    assert plain[2:6] == b'\xff\xe0\0\x10' and plain[18:20] == b'\0\0'  # JFIF, without a thumbnail
+    thumbnail = segment(0xE0, plain[6:18] + b'\2\5' + secret)  # of 2 × 5 RGB pixels
+    extension = segment(0xE0, b'JFXX\0\x13' + b'\2\5' + secret)
+    others = [segment(0xE0, secret), segment(0xE0, b'JFIF\0' + secret[:5]), segment(0xEE, secret)]
+    others += [segment(0xEE, b'Adobe' + secret[:6]), segment(0xDC, secret)]  # cut off; a DNL, which decoders pass over
+    tagged = plain[:2] + thumbnail + extension + b''.join(others) + plain[20:]
+    assert np.array_equal(decode_face(tagged, 'tagged'), decode_face(plain, 'plain'))
+    assert strip_jpeg(tagged) == plain
+
+
+def test_what_adobe_says_of_colours_stays_in_a_jpeg():
+    """And nothing more; decoders take a longer segment as well."""
+    file = io.BytesIO()
+    Image.fromarray(picture()).convert('CMYK').save(file, 'JPEG', quality=90)
+    plain = file.getvalue()
+    place = plain.index(b'\xff\xee\0\x0eAdobe')
+    tagged = plain[:place] + segment(0xEE, plain[place + 4 : place + 16] + SECRET.encode()) + plain[place + 16 :]
+    assert np.array_equal(decode_face(tagged, 'tagged'), decode_face(plain, 'plain'))
+    assert strip_jpeg(tagged) == strip_jpeg(plain) == plain
+
+
 @pytest.mark.parametrize('cut', [2, 30, 200, -2])
 def test_cut_jpeg_is_not_stripped_but_refused(cut):
     data = cv2.imencode('.jpg', picture())[1].tobytes()
@@ -116,6 +163,24 @@ def test_traits():
     assert traits(colour, format='JPEG', exif=exif(8)) == ('rotated',)
     assert traits(colour.convert('L')) == ('grey',) and traits(colour.convert('LA')) == ('grey', 'alpha')
     assert traits(colour.convert('P'), transparency=3) == ('alpha',) and image_traits(b'no image') == ()
+
+
+def test_traits_are_told_without_decoding(monkeypatch):
+    file = io.BytesIO()
+    Image.fromarray(picture()).save(file, 'PNG')
+    late = file.getvalue()[:-12] + png_chunk(b'eXIf', exif(6)[6:]) + file.getvalue()[-12:]
+    assert decode_face(late, 'late').shape == (150, 120, 3)  # OpenCV turns it
+    header = png_chunk(b'IHDR', struct.pack('>IIBBBBB', 8001, 8000, 8, 0, 0, 0, 0))
+    bomb = b'\x89PNG\r\n\x1a\n' + header + png_chunk(b'IDAT', zlib.compress(bytes(1000))) + png_chunk(b'IEND', b'')
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, 'load', lambda self: pytest.fail('it was decoded'))
+    assert image_traits(late) == ('rotated',) and image_traits(file.getvalue()) == ()
+    assert image_traits(bomb) == ()  # what is refused has none
+
+
+def test_traits_are_told_of_the_formats_that_are_read():
+    file = io.BytesIO()
+    Image.fromarray(picture()[..., 0]).save(file, 'GIF', transparency=3)
+    assert image_traits(file.getvalue()) == ()
 
 
 def test_photographs_of_every_kind(tmp_path):
@@ -161,6 +226,38 @@ def test_nothing_of_the_source_travels(tmp_path):
     assert np.array_equal(upright, decode_face((tmp_path / 'aligned/Ada/turned.jpg').read_bytes(), 'turned'))
     prepare(tmp_path / 'aligned', tmp_path / 'kept', keep_names=True, keep_metadata=True)
     assert (tmp_path / 'kept/Ada/plain.jpg').read_bytes() == (tmp_path / 'aligned/Ada/plain.jpg').read_bytes()
+
+
+def test_nothing_of_other_formats_travels(tmp_path):
+    """They are encoded anew, whatever they hold."""
+    folder = tmp_path / 'aligned/Ada'
+    folder.mkdir(parents=True)
+    image, secret = Image.fromarray(picture(1, 112, 112)), SECRET.encode()
+    file = io.BytesIO()
+    text = PngImagePlugin.PngInfo()
+    text.add_text('Comment', SECRET)
+    image.save(file, 'PNG', pnginfo=text, exif=exif())
+    png = file.getvalue()
+    chunks = [png_chunk(kind, secret) for kind in (b'prVt', b'zzZz', b'tIME')]
+    (folder / '1.png').write_bytes(png[:33] + b''.join(chunks) + png[33:-12] + chunks[0] + png[-12:] + secret)
+    image.save(folder / '2.tif', description=SECRET)
+    image.save(folder / '3.webp', exif=exif(), xmp=secret, lossless=True)
+    (folder / '4.ppm').write_bytes(b'P6\n# %s\n112 112\n255\n' % secret + picture(1, 112, 112).tobytes())
+    for i, path in enumerate(sorted(folder.iterdir())):
+        assert secret in path.read_bytes(), i
+    prepare(folder.parent, tmp_path / 'out')
+    kept = files(tmp_path / 'out')
+    assert len(kept) == 5 and not any(secret[:8] in data for data in kept.values())
+    for i in range(4):
+        assert np.array_equal(decode_face(kept[f'000000/{i:06d}.png'], ''), picture(1, 112, 112)[..., ::-1])
+
+
+def test_a_phones_jpeg_of_two_pictures_keeps_its_extension(tmp_path):
+    (tmp_path / 'aligned/Ada').mkdir(parents=True)
+    image = Image.fromarray(picture(1, 112, 112))
+    image.save(tmp_path / 'aligned/Ada/1.jpg', 'MPO', save_all=True, append_images=[image])
+    prepare(tmp_path / 'aligned', tmp_path / 'out', keep_metadata=True, keep_names=True)
+    assert open_faces(tmp_path / 'out').read(0) == (tmp_path / 'aligned/Ada/1.jpg').read_bytes()
 
 
 def test_report_says_what_became_of_each_image(tmp_path):
@@ -306,6 +403,65 @@ def test_unreadable_images(tmp_path, aligned):
     assert row['source_key'].startswith('person_1/') and 'damaged' in row['note']
 
 
+def test_a_picture_in_which_the_detector_fails_is_unreadable(tmp_path):
+    photos = write_photographs(tmp_path / 'photos')
+    for number, error in enumerate((cv2.error('too thin'), MemoryError(), ValueError('not finite'))):
+        detector = Fragile()
+        detector.error = error
+        with pytest.raises(ValueError, match=r'photos:Rosalind/two: no face can be .* in 150×120 .*--on-error skip'):
+            prepare(photos, tmp_path / f'out{number}', detector)
+        report = prepare(photos, tmp_path / f'out{number}', detector, on_error='skip')
+        assert (report['faces'], report['unreadable'], report['no_face']) == (4, 1, 1)
+
+
+def test_a_detector_without_its_model_is_no_pictures_fault(tmp_path):
+    detector = Fragile()
+    detector.error = FileNotFoundError('no keypoints')
+    with pytest.raises(OSError, match='no keypoints'):
+        prepare(write_photographs(tmp_path / 'photos'), tmp_path / 'out', detector, on_error='skip')
+
+
+def test_a_strip_is_one_picture_without_a_face(tmp_path):
+    photos = write_photographs(tmp_path / 'photos')
+    Image.fromarray(np.zeros((3, 5000), np.uint8)).save(photos / 'Ada/strip.png')
+    assert prepare(photos, tmp_path / 'out', BrightFaces())['no_face'] == 2
+
+
+@pytest.mark.parametrize('key', ['{outside}/pwned', '../../pwned', 'a/../../../pwned'])
+def test_names_of_a_foreign_table_lead_out_of_no_folder(tmp_path, key):
+    (tmp_path / 'deep/er').mkdir(parents=True)
+    faces = write_faces(tmp_path / 'deep/er/set', identities=1, images=1)
+    (faces / 'keys.csv').write_text(f'key,source_key\nperson_0/0,{key.format(outside=tmp_path / "outside")}\n')
+    before = files(tmp_path)
+    for options in (dict(keep_names=True), dict(keep_names=True, records=True), {}):
+        with pytest.raises(ValueError, match=r'keys\.csv, line 2: source_key .* is no plain path below a folder'):
+            prepare(faces, tmp_path / 'deep/er/out', **options)
+    assert files(tmp_path) == before and not (tmp_path / 'deep/er/out.partial').exists()
+
+
+def test_two_faces_of_one_name_are_refused(tmp_path):
+    faces = write_faces(tmp_path / 'set', identities=2, images=2)
+    rows = ['key,source_key', 'person_0/0,x/1', 'person_0/1,x/2', 'person_1/0,x/1', 'person_1/1,x/3']
+    (faces / 'keys.csv').write_text('\n'.join(rows) + '\n')
+    with pytest.raises(ValueError, match=r'images, x/1 and x/1, would both be x/1,.*keys\.csv.*leave out --keep-names'):
+        prepare(faces, tmp_path / 'out', keep_names=True)
+    assert not list(tmp_path.glob('out*'))
+    other = [rows[0], 'person_0/0,person_1/5', rows[2], 'person_1/0,5', rows[4]]  # a bare name is of its identity
+    (faces / 'keys.csv').write_text('\n'.join(other) + '\n')
+    with pytest.raises(ValueError, match='images, person_1/5 and 5, would both be person_1/5'):
+        prepare(faces, tmp_path / 'out', keep_names=True)
+    (faces / 'keys.csv').write_text('\n'.join(rows) + '\n')
+    assert prepare(faces, tmp_path / 'out')['faces'] == 4  # numbered, nothing is lost
+
+
+def test_a_name_that_the_table_could_not_hold_is_refused_at_once(tmp_path):
+    (tmp_path / 'set/Ada').mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / 'set/Ada/a\\b.png'), picture(1, 112, 112))
+    with pytest.raises(ValueError, match=r"image key 'Ada/a\\\\b' holds a backslash.*Rename"):
+        prepare(tmp_path / 'set', tmp_path / 'out')
+    assert not list(tmp_path.glob('out*'))
+
+
 def test_refusals(tmp_path, aligned):
     with pytest.raises(ValueError, match='112×112 pixels, not 96×96'):
         prepare(aligned, tmp_path / 'small', size=96)
@@ -315,7 +471,8 @@ def test_refusals(tmp_path, aligned):
     with pytest.raises(ValueError, match='is empty'):
         prepare(aligned, tmp_path / 'begun')
     broken.write_bytes(whole)
-    with pytest.raises(FileExistsError, match=r'begun\.partial was begun with other settings: jpeg: None then, 90 now'):
+    changed = r'begun\.partial was begun with other settings: faces_sha256: .*; jpeg: None then, 90 now'
+    with pytest.raises(FileExistsError, match=changed):
         prepare(aligned, tmp_path / 'begun', jpeg=90)
     (tmp_path / 'mine.partial').mkdir()
     (tmp_path / 'mine.partial/diary.txt').write_text('dear diary')
@@ -346,6 +503,21 @@ def test_flat_folders_stay_flat(tmp_path):
 def run_tool(repository, *arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, str(repository / 'tools/prepare_faces.py'), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | dict(PYTHONPATH='.'))
+
+
+def test_a_sheet_that_cannot_be_written_is_refused_before_the_work(repository, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location('prepare_faces', repository / 'tools/prepare_faces.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ('sheet.png', 'a.b/sheet.JPG', 'sheet.jpeg'):
+        monkeypatch.setattr(sys, 'argv', ['x', 'photos', 'out', '--sheet', name])
+        assert module.parse_args().sheet == name
+    for name in ('sheet.pdf', 'sheet', 'png', 'folder.png/sheet'):
+        monkeypatch.setattr(sys, 'argv', ['x', 'photos', 'out', '--sheet', name])
+        with pytest.raises(SystemExit) as ended:
+            module.parse_args()
+        assert ended.value.code == 2
+        assert f'--sheet {name} must be a picture: end its name in .png, .jpg, .jpeg' in capsys.readouterr().err
 
 
 def test_tool_on_real_photographs(repository, shared, tmp_path):

@@ -13,6 +13,12 @@ from facemae_mm.alignment import ARCFACE_SIZE, ARCFACE_TEMPLATE, similarity_tran
 #: the shorter side in pixels, without border, to which smaller images are enlarged.
 Attempts = tuple[tuple[float, int], ...]
 
+#: No picture is enlarged to a view of more pixels. Where its view would have more, the border is that of a picture at
+#: most so many times as long as it is wide: a strip of 20×3000 would take gigabytes, and hardly a photograph is longer.
+MAX_ENLARGED, MAX_RATIO = 4096 * 4096, 3
+
+#: No view has a longer side: from some 70,000 pixels on, dlib writes beyond its memory.
+MAX_SIDE = 32_767
 
 #: Of the 68 points of `shape_predictor_68_face_landmarks.dat`: outlines of the eyes (the one on the
 #: image's left first), tip of the nose, corners of the mouth. dlib's five-point model has no mouth.
@@ -60,7 +66,8 @@ class FaceDetector:
         """All faces that the first view with any shows.
 
         Args:
-            image: Photograph, (H, W, 3) BGR or (H, W) grey, uint8.
+            image: Photograph, (H, W, 3) BGR or (H, W) grey, uint8. With a side of more than 32,767 pixels it shows
+                none.
 
         Raises:
             ImportError: The detector's package is not installed.
@@ -73,6 +80,8 @@ class FaceDetector:
                 f'not {image.shape} of {image.dtype}. Read it with cv2.imread.'
             )
         self.load()
+        if max(image.shape) > MAX_SIDE:  # a strip: of 64 megapixels, it is at most 1,953 wide
+            return []
         for border, side in self.attempts:
             view, scale, pad = _prepare(image, border, side)
             # cv2.resize keeps the outer edges in place, half a pixel beyond the outer centres.
@@ -249,10 +258,20 @@ def crop_face(image: np.ndarray, points: np.ndarray, size: int = ARCFACE_SIZE) -
     return face, points @ matrix[:, :2].T + matrix[:, 2]
 
 
+def _view_size(height: int, width: int, border: float, side: int) -> tuple[float, int]:
+    """How far an image is enlarged, and its border in pixels of the image, within `MAX_ENLARGED` and `MAX_SIDE`."""
+    short, long = sorted((height, width))
+    pad, scale = round(border * long), max(1.0, side / short)
+    if (height + 2 * pad) * (width + 2 * pad) * scale**2 > MAX_ENLARGED:
+        pad = min(round(border * min(long, MAX_RATIO * short)), (MAX_SIDE - long) // 2)
+        area = (height + 2 * pad) * (width + 2 * pad)
+        scale = max(1.0, min(scale, (MAX_ENLARGED / area) ** 0.5, MAX_SIDE / (long + 2 * pad)))
+    return scale, pad
+
+
 def _prepare(image: np.ndarray, border: float, side: int) -> tuple[np.ndarray, float, int]:
     """The image bordered in its mean colour and enlarged; scale; border in pixels of the image."""
-    pad = round(border * max(image.shape[:2]))
-    scale = max(1.0, side / min(image.shape[:2]))
+    scale, pad = _view_size(*image.shape[:2], border, side)
     mean = image.mean((0, 1)).round().tolist()
     view = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=mean)
     if scale > 1:

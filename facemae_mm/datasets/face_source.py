@@ -18,6 +18,9 @@ from .verification_bin import VerificationBin
 #: Extensions of image files, lower case; files are matched in any case.
 IMAGE_EXTENSIONS = frozenset({'jpg', 'jpeg', 'png', 'bmp', 'webp', 'ppm', 'pgm', 'tif', 'tiff'})
 
+#: Folders in which an image may lie: its identity's, and that of a view.
+DEEPEST = 2
+
 #: First bytes of a .zip, with entries and without.
 ZIP_MAGIC = (b'PK\x03\x04', b'PK\x05\x06')
 
@@ -87,7 +90,8 @@ class FolderSource:
 class ZipSource:
     """A `.zip` of a folder, read in place: nothing is unpacked to disk.
 
-    What `FolderSource` takes from a folder; one folder around everything is passed over.
+    What `FolderSource` takes from a folder; one folder around everything is passed over. Hidden files, what lies in
+    hidden or deeper folders, and other files are left alone.
 
     Args:
         path: The file.
@@ -104,12 +108,14 @@ class ZipSource:
         self._process = 0
         names = []
         for entry in self._own_file().infolist():
-            if _image_name(entry.filename) and not entry.filename.startswith('__MACOSX/'):  # folders end in /
-                self._check(entry)
+            if not _image_name(entry.filename) or entry.filename.startswith('__MACOSX/'):  # folders end in /
+                continue
+            self._check(entry)
+            if not any(part.startswith('.') for part in entry.filename.split('/')):
                 names.append(entry.filename)
         tops = {name.partition('/')[0] for name in names}
         top = f'{tops.pop()}/' if len(tops) == 1 and all(name.count('/') > 1 for name in names) else ''
-        inner = (name.removeprefix(top) for name in names)
+        inner = (name.removeprefix(top) for name in names if name.removeprefix(top).count('/') <= DEEPEST)
         self.keys, self.labels, self.identities, self._names = _arrange(inner, self.path)
         self._names = [top + name for name in self._names]
 
@@ -160,7 +166,7 @@ class ZipSource:
             raise ValueError(f'{self.path}: entry {name!r} {fault}. Pack the .zip anew without it.')
 
 
-def _walk(folder: str, plain: bool, deepest: int = 2) -> Iterator[str]:
+def _walk(folder: str, plain: bool, deepest: int = DEEPEST) -> Iterator[str]:
     """Images in a folder and the folders in it, as relative POSIX paths; see `FolderSource`."""
     with os.scandir(folder) as entries:
         for entry in entries:

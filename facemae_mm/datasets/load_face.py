@@ -1,6 +1,7 @@
 """From stored bytes to pixels."""
 
 import io
+import re
 import struct
 
 import cv2
@@ -21,6 +22,9 @@ MAX_PIXELS = 64_000_000
 
 #: A JPEG of more scans is refused: each passes over all pixels, and takes eleven bytes.
 MAX_SCANS = 100
+
+#: How a PPM or PGM begins, up to the number that stands for white.
+PNM_HEADER = re.compile(rb'P[2356]' + rb'(?:\s|#[^\r\n]*[\r\n])+(\d+)' * 3)
 
 #: A TIFF of more tags is refused: each may take the whole file's size of memory.
 MAX_TAGS = 100
@@ -91,7 +95,8 @@ def decode_face(data: bytes, name: str) -> np.ndarray:
         (H, W, 3) uint8, BGR.
 
     Raises:
-        ValueError: Empty, damaged, of an unknown format, or above 64 megapixels, 100 scans or 100 tags.
+        ValueError: Empty, damaged, of an unknown format (such as PFM, whose values have no range), or above 64
+            megapixels, 100 scans or 100 tags.
     """
     if not data:
         raise ValueError(f'{name} is empty (0 bytes). Copy the image again, or remove it from the set.')
@@ -105,7 +110,7 @@ def decode_face(data: bytes, name: str) -> np.ndarray:
     jpeg = data.startswith(b'\xff\xd8')
     plain_jpeg = jpeg and b'Exif\0' not in data
     try:
-        tags = _num_tags(data)
+        tags = num_tags(data)
         if not tags > MAX_TAGS and _num_pixels(data, jpeg) > MAX_PIXELS:
             raise Image.DecompressionBombError
     except Image.DecompressionBombError:
@@ -128,16 +133,30 @@ def decode_face(data: bytes, name: str) -> np.ndarray:
             pass
     # Before version 5, OpenCV decoded a JPEG that is cut off and left the rest grey.
     cut_off = jpeg and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda')
+    white = _unscaled_white(data)
     try:
-        img = None if cut_off else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if cut_off or data.startswith(b'Pf'):
+            raise ValueError(damaged)
+        img = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if white else 0))
+        if img is None:
+            raise ValueError(damaged)
+        return cv2.convertScaleAbs(img, alpha=255 / white) if white else img
     except cv2.error as error:
         raise ValueError(damaged) from error
-    if img is None:
-        raise ValueError(damaged)
-    return img
 
 
-def _num_tags(data: bytes) -> int:
+def _unscaled_white(data: bytes) -> int | None:
+    """The value of white in a PPM or PGM that OpenCV leaves as dark as it is stored; None for other files.
+
+    It takes a byte as of 255, and of two bytes the first.
+    """
+    header = PNM_HEADER.match(data)
+    if header is None or (data[1:2] in b'23' and int(header[3]) <= 255):  # it scales those in letters
+        return None
+    return None if int(header[3]) in (255, 65535) else int(header[3])
+
+
+def num_tags(data: bytes) -> int:
     """How many tags a TIFF's first directory has; 0 for other files."""
     order = {b'II*\0': '<', b'MM\0*': '>', b'II+\0': '<', b'MM\0+': '>'}.get(data[:4])
     if order is None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import struct
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from .face_source import FaceSource
 from .landmarks import COLUMNS as LANDMARK_COLUMNS
 from .landmarks import TABLE as LANDMARKS
 from .landmarks import read_landmarks
-from .load_face import LoadFace, decode_face
+from .load_face import FORMATS, MAX_PIXELS, MAX_TAGS, LoadFace, decode_face, num_tags
 from .masked_dataset import MaskedSource
 from .ordered_work import in_order
 from .recordio import RecordWriter
 from .resumable import PartialFolder, RowLog, faces_digest, write_private
 from .source_keys import COLUMNS as KEY_COLUMNS
 from .source_keys import TABLE as KEYS
+from .source_keys import key_fault
 from .verification_bin import VerificationBin
 
 REPORT = 'report.json'
@@ -40,11 +42,18 @@ REPORT_COLUMNS = ['source_key', 'outcome', 'faces', 'score', 'border', 'traits',
 #: EXIF's number of the tag that says how a camera was held; 1 is upright.
 ORIENTATION = 0x0112
 
-#: JPEG's markers: any, any in compressed data, start of a scan, end of the picture; and those of segments that are no
-#: picture: APP1 … APP15, but for Adobe's APP14, which says what the colours mean, and comments.
+#: JPEG's markers: any, any in compressed data, start of a scan, end of the picture; and those of segments that are the
+#: picture: frames, tables, scans.
 MARKER, IN_SCAN = re.compile(rb'\xff+[^\x00\xff]', re.DOTALL), re.compile(rb'\xff[^\x00\xd0-\xd7\xff]', re.DOTALL)
 SCAN, END = 0xDA, 0xD9
-METADATA = frozenset({*range(0xE1, 0xF0), 0xFE} - {0xEE})
+PICTURE = frozenset({*range(0xC0, 0xD0), SCAN, 0xDB, 0xDD})
+
+#: What says how the picture's values become colours and pixels, by marker: how it begins, how many of its bytes do
+#: (JFIF's thumbnail comes after), and what then stands in place of the last of them (a thumbnail of 0 × 0).
+MEANING = {0xE0: (b'JFIF\0', 14, bytes(2)), 0xEE: (b'Adobe', 12, b'')}
+
+#: What a picture that cannot be read, found or cropped raises. No OSError: the detector's own models may be missing.
+FAILURES = ValueError, MemoryError, cv2.error
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class FacePreparer:
         """The face of one image of the source.
 
         Raises:
-            ValueError: It cannot be read, unless `on_error` is 'skip'.
+            ValueError: It cannot be read or searched, unless `on_error` is 'skip'.
         """
         name = f'{self.source.path}:{self.source.keys[image]}'
         try:
@@ -124,16 +133,24 @@ class FacePreparer:
                 return self._keep(image, data, name, traits)
             photograph = decode_face(data, name)
             photograph = photograph[..., 0] if 'grey' in traits else photograph
-        except (ValueError, OSError) as error:
-            if self.on_error == 'raise':
-                raise ValueError(f'{error} Or leave out what cannot be read (--on-error skip).') from error
-            return Prepared(UNREADABLE, note=str(error))
-        found = self.detector.find(photograph)
-        if not found:
-            return Prepared(NO_FACE, faces=0, traits=traits)
-        chosen = choose_face(found, photograph.shape, self.select)
-        face, points = crop_face(photograph, chosen.points, self.size)
-        return Prepared(FACE, self._encode(face), points, len(found), chosen.score, chosen.border, traits)
+        except (*FAILURES, OSError) as error:
+            return self._unreadable(str(error), error)
+        try:
+            found = self.detector.find(photograph)
+            if not found:
+                return Prepared(NO_FACE, faces=0, traits=traits)
+            chosen = choose_face(found, photograph.shape, self.select)
+            face, points = crop_face(photograph, chosen.points, self.size)
+            return Prepared(FACE, self._encode(face), points, len(found), chosen.score, chosen.border, traits)
+        except FAILURES as error:
+            height, width = photograph.shape[:2]
+            note = f'{name}: no face can be looked for or cropped in {width}×{height} pixels: {error!r}.'
+            return self._unreadable(note, error)
+
+    def _unreadable(self, note: str, error: Exception) -> Prepared:
+        if self.on_error == 'raise':
+            raise ValueError(f'{note} Or leave out what cannot be read (--on-error skip).') from error
+        return Prepared(UNREADABLE, note=note)
 
     def _keep(self, image: int, data: bytes, name: str, traits: tuple[str, ...]) -> Prepared:
         face = LoadFace(self.size)(dict(img_bytes=data, img_path=name))['img']
@@ -150,11 +167,20 @@ class FacePreparer:
 
 
 def image_traits(data: bytes) -> tuple[str, ...]:
-    """What is particular about an encoded image: 'rotated' by EXIF, 'grey', 'alpha'; () where it cannot be told."""
+    """What is particular about an encoded image: 'rotated' by EXIF, 'grey', 'alpha'; () where it cannot be told.
+
+    Nothing is decoded, and nothing told of what `decode_face` refuses by its header.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as header:
+        if num_tags(data) > MAX_TAGS:
+            return ()
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            if header.width * header.height > MAX_PIXELS:
+                return ()
+            if 'exif' not in header.info and (exif := _png_exif(data)):
+                header.info['exif'] = exif
             traits = dict(
-                rotated=header.getexif().get(ORIENTATION, 1) in range(2, 9),
+                rotated=Image.Image.getexif(header).get(ORIENTATION, 1) in range(2, 9),
                 grey=header.mode in ('1', 'L', 'LA', 'I', 'I;16', 'F'),
                 alpha=header.mode in ('LA', 'RGBA', 'PA') or 'transparency' in header.info,
             )
@@ -163,8 +189,19 @@ def image_traits(data: bytes) -> tuple[str, ...]:
     return tuple(name for name, there in traits.items() if there)
 
 
+def _png_exif(data: bytes) -> bytes | None:
+    """A PNG's EXIF, wherever it stands; PIL would decode the picture to look behind it."""
+    place = 8
+    while data.startswith(b'\x89PNG') and place + 8 <= len(data):
+        size, kind = struct.unpack_from('>I4s', data, place)
+        if kind == b'eXIf':
+            return b'Exif\0\0' + data[place + 8 : place + 8 + size]
+        place += size + 12
+    return None
+
+
 def strip_jpeg(data: bytes) -> bytes:
-    """A JPEG without EXIF, comments, other metadata and what follows the picture; its own bytes stay as they are.
+    """A JPEG without EXIF, comments, thumbnails, other metadata and what follows the picture, whose bytes stay.
 
     Raises:
         ValueError: Its segments do not add up.
@@ -178,9 +215,19 @@ def strip_jpeg(data: bytes) -> bytes:
         if marker == SCAN:  # compressed data, up to the next marker
             follows = IN_SCAN.search(data, place)
             place = follows.start() if follows else len(data)
-        if marker not in METADATA:
+        if marker in PICTURE:
             kept.append(data[start:place])
+        elif marker in MEANING:
+            kept.append(_meaning(marker, data[start + 4 : place]))
     raise ValueError('a JPEG whose segments do not add up. Copy the image again, or leave it out.')
+
+
+def _meaning(marker: int, content: bytes) -> bytes:
+    """A segment of what belongs to the picture in JFIF's or Adobe's; nothing of another one."""
+    begins, size, end = MEANING[marker]
+    if not content.startswith(begins) or len(content) < size:  # decoders pass over shorter ones
+        return b''
+    return struct.pack('>BBH', 0xFF, marker, 2 + size) + content[: size - len(end)] + end
 
 
 def prepare_faces(
@@ -204,7 +251,8 @@ def prepare_faces(
         The report.
 
     Raises:
-        ValueError: An image that cannot be read; no face at all; a source of another kind.
+        ValueError: An image that cannot be read; no face at all; a source of another kind, or with keys that cannot
+            be names of files, or, where they are, that come twice.
         FileExistsError: `out`, or a partial one with other settings, exists.
     """
     source = preparer.source
@@ -216,16 +264,36 @@ def prepare_faces(
             f'{source.path} knows no identities, which a .rec needs. Put the images of each person in a folder of '
             'their own, or write a folder.'
         )
+    order = np.argsort(source.labels, kind='stable').tolist()
+    _check_keys(source, order, keep_names and not records)
     settings = preparer.describe() | dict(records=records, keep_names=keep_names)
     folder = PartialFolder(out, lambda: settings | dict(images=len(source), faces_sha256=faces_digest(source)), KEYS)
     log = folder.log(PRIVATE_REPORT, REPORT_COLUMNS)
-    order = np.argsort(source.labels, kind='stable').tolist()
     with folder.writing():
         _write_faces(preparer, folder.path, log, order, _Naming(source, records, keep_names), workers)
         report = settings | _count(log.rows, source.labels[order].tolist())
         _write_tables(folder, log.rows, report)
         folder.finish()
     return report
+
+
+def _check_keys(source: FaceSource, order: list[int], become_names: bool) -> None:
+    """Refuses keys that lead elsewhere, or two faces of one name, before anything is written."""
+    naming, keys = _Naming(source, False, True), {}
+    for image in order:
+        key = source.keys[image]
+        fault = key_fault(key)
+        if fault:
+            raise ValueError(f'{source.path}: the image key {key!r} {fault}. Rename the image.')
+        if become_names:
+            name = naming(image)
+            if name in keys:
+                raise ValueError(
+                    f'{source.path}: two of its images, {keys[name]} and {key}, would both be {name}, and names are '
+                    'to be kept. Correct the table of its original keys (keys.csv), move it away, or leave out '
+                    '--keep-names: faces are then numbered.'
+                )
+            keys[name] = key
 
 
 def _write_faces(
@@ -299,8 +367,8 @@ def _row(key: str, prepared: Prepared, path: str) -> list:
 
 def _extension(data: bytes) -> str:
     """The usual extension of an encoded image, by its first bytes."""
-    with Image.open(io.BytesIO(data)) as header:
-        return {'JPEG': '.jpg', 'TIFF': '.tif'}.get(header.format, f'.{header.format.lower()}')
+    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        return {'JPEG': '.jpg', 'MPO': '.jpg', 'TIFF': '.tif'}.get(header.format, f'.{header.format.lower()}')
 
 
 def _count(rows: list[list[str]], labels: list[int]) -> dict:

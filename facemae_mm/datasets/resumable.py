@@ -116,11 +116,12 @@ class PartialFolder:
         return RowLog(self.private / name, header)
 
     def finish(self, content: Path | None = None) -> None:
-        """Gives the folder its name.
+        """Gives the folder its name, once all of it is on the disk.
 
         Args:
             content: A folder in it that holds all of `out`, in its place; the rest is removed.
         """
+        os.sync()  # a power cut must not leave a set that has its name, and not its content
         (content or self.path).rename(self.out)
         if content is not None:
             shutil.rmtree(self.path)

@@ -50,7 +50,7 @@ class SourceKeys(Sequence):
         """One original key, or a list for a slice.
 
         Raises:
-            ValueError: The row is damaged, or belongs to another image.
+            ValueError: The row is damaged, belongs to another image, or holds what can be no key of an image.
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -66,7 +66,23 @@ class SourceKeys(Sequence):
                 f'{self._file.path}, line {index + 2}: {line[:80]!r} is no row key,source_key of image '
                 f'{self.own[index]}. Copy the table that belongs to the set, or move it away.'
             )
+        fault = key_fault(source_key)
+        if fault:
+            raise ValueError(
+                f'{self._file.path}, line {index + 2}: source_key {source_key[:200]!r} {fault}, and keys become names '
+                'of files. Get the table from whom you trust, or move it away: images then have the keys of the set '
+                'itself.'
+            )
         return source_key
+
+
+def key_fault(key: str) -> str | None:
+    """What keeps an image key from naming a file within a folder, whatever the folder; None where nothing does."""
+    if {'', '.', '..'} & set(key.split('/')):  # of an absolute path, the first part is empty
+        return 'is no plain path below a folder'
+    if '\\' in key:
+        return 'holds a backslash'
+    return None if key.isprintable() else 'is no readable Unicode'
 
 
 def find_table(folder: Path) -> Path | None:

@@ -393,7 +393,6 @@ class ReconstructionExportHook(Hook):
         (content / MANIFEST).write_text(manifest_text(manifest), encoding='utf-8')
         name = sha256_file(content / MANIFEST)
         (content / CARD).write_text(draw_card(manifest, name), encoding='utf-8')
-        os.sync()  # a release that has its name is on the disk
         folder.finish(content)
         self._note(f'complete: {name}')
         left_out = f', {len(skipped)} that could not be read left out ({folder.private / SKIPPED})' * bool(skipped)

@@ -1,7 +1,6 @@
 """A set of distorted faces, laid out and linked as a release is, so that the same tools measure it."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -88,7 +87,6 @@ def distort_faces(
             sha256=writer.shards[0]['sha256'],
         )
         (content / INFO).write_text(json.dumps(info, indent=1) + '\n', encoding='utf-8')
-        os.sync()  # a set that has its name is on the disk
         folder.finish(content)
     return (
         f'{out}: {len(source):,} faces of {info["identities"]:,} identities, {distortion.kind} '
