@@ -15,6 +15,9 @@ from torch import nn
 from .config import load_config
 from .launch import process_numbers, refuse
 
+#: MMEngine's wrapper of models in several processes.
+DDP = 'MMDistributedDataParallel'
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds `--cfg-options`."""
@@ -90,8 +93,9 @@ class FrozenModelRunner(Runner):
     """
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """As MMEngine's, for models that train something and where the recipe names a wrapper."""
-        if self.distributed and model_wrapper_cfg is None and not any(p.requires_grad for p in model.parameters()):
+        """As MMEngine's for models that train something, and where the recipe names another wrapper than DDP."""
+        by_ddp = (model_wrapper_cfg or {}).get('type', DDP) == DDP
+        if self.distributed and by_ddp and not any(weight.requires_grad for weight in model.parameters()):
             return model.to(get_device())
         return super().wrap_model(model_wrapper_cfg, model)
 

@@ -1,10 +1,12 @@
 """Several processes: their gradients, and the command that a cluster runs."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 
+import cv2
 import pytest
 import torch
 import torch.distributed as dist
@@ -108,6 +110,41 @@ def test_the_papers_command_takes_two_steps_on_eight_processes_and_resumes(repos
     second = torch.load(tmp_path / 'work' / 'epoch_2.pth', weights_only=True)
     moved = [k for k, v in second['state_dict'].items() if not torch.equal(v, first['state_dict'][k])]
     assert moved and second['meta']['epoch'] == 2
+
+
+def test_the_leakage_recipe_gives_on_two_processes_what_it_gives_on_one(repository, tmp_path, phi_weights):
+    """Its model trains nothing, so there is no gradient for DistributedDataParallel to share out."""
+    real = write_faces(tmp_path / 'real', identities=5, images=3)  # 15 + 8 faces: shares of two lengths
+    released, links = tmp_path / 'released', ['released_path,released_label,source_key,source_label']
+    for label in range(3):
+        (released / f'{label:06d}').mkdir(parents=True)
+        for image in range(3 if label else 2):
+            face = cv2.imread(str(real / f'person_{label}/{image}.png'))
+            cv2.imwrite(str(released / f'{label:06d}/{image}.png'), cv2.blur(face, (9, 9)))
+            links.append(f'{label:06d}/{image}.png,{label},person_{label}/{image},person_{label}')
+    (tmp_path / 'links.csv').write_text('\n'.join(links) + '\n')
+    options = dict(real_faces=real, released_faces=released, links=tmp_path / 'links.csv', attacker_weights=phi_weights)
+    options = {name: str(path) for name, path in options.items()} | {
+        'model.backbone.backbone.depth': 18,
+        'model.backbone.backbone.base_channels': 4,
+        'test_dataloader.batch_size': 5,
+        'test_dataloader.num_workers': 0,
+    }
+    env = os.environ | dict(PYTHON=sys.executable, PORT=str(free_port()), OMP_NUM_THREADS='1')
+    found = []
+    for start, processes in (
+        ([sys.executable, 'tools/test.py', 'configs/leakage_casia.py', 'none'], 1),
+        (['bash', 'tools/dist_test.sh', 'configs/leakage_casia.py', 'none', '2'], 2),
+    ):
+        out, work = tmp_path / f'{processes}.json', tmp_path / f'work{processes}'
+        command = [*start, '--out', out, '--out-item', 'metrics', '--work-dir', work, '--cfg-options']
+        command = [*map(str, command), *cfg_options(options)]
+        done = subprocess.run(command, cwd=repository, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        assert ('GPU number: 2' in done.stdout + done.stderr) == (processes == 2)
+        found.append(json.loads(out.read_text()))
+    assert found[0] == found[1] and found[0]['leakage/queries'] == 9 and found[0]['leakage/gallery'] == 8
+    assert found[0]['leakage/top1_with'] > found[0]['leakage/chance_top1_with']
 
 
 def test_missing_data_is_one_message_and_exit_code_2(repository, tmp_path, phi_weights):

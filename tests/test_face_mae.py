@@ -36,7 +36,7 @@ CONFIG = dict(
 
 def build(type_='FaceMAE', **options):
     torch.manual_seed(0)
-    model = MODELS.build(dict(type=type_, **copy.deepcopy(CONFIG), **options))
+    model = MODELS.build(dict(type=type_, **copy.deepcopy(CONFIG) | options))
     model.init_weights()
     return model.eval()
 
@@ -79,27 +79,34 @@ def test_sees_visible_patches_alone():
     assert not torch.equal(before[0], other[0])
 
 
-def test_predict_undoes_the_normalisation_and_halves_by_2x2_means():
-    model, inputs = build(output_size=16), faces()
+@pytest.fixture(params=[True, False], ids=['rgb', 'bgr'])
+def shown(request):
+    """Preprocessors that swap the channels of a stored face, BGR, and that do not, as MMPretrain's by default."""
+    return CONFIG['data_preprocessor'] | dict(to_rgb=request.param)
+
+
+def test_predict_undoes_the_normalisation_and_halves_by_2x2_means(shown):
+    model, inputs = build(output_size=16, data_preprocessor=shown), faces()
     model.neck.decoder_pred.weight.data *= 20  # so that values span the range, and beyond it
     sample, *_ = model(inputs, samples(), 'predict')
     tokens = model.reconstruct(inputs, torch.stack([s.mask for s in samples()]))
     image = model.head.unpatchify(tokens)[0].double()
     for channel, (mean, std) in enumerate([(100, 50), (110, 60), (120, 70)]):
         value = (image[channel] * std + mean).reshape(16, 2, 16, 2).mean((1, 3)).clamp(0, 255)
-        assert (sample.reconstruction[channel].double() - value).abs().max() <= 0.5 + 1e-3
+        colour = channel if shown['to_rgb'] else 2 - channel
+        assert (sample.reconstruction[colour].double() - value).abs().max() <= 0.5 + 1e-3
     assert sample.reconstruction.dtype == torch.uint8 and sample.reconstruction.shape == (3, 16, 16)
 
 
-def test_pasting_is_off_and_shows_the_visible_pixels_when_on():
+def test_pasting_is_off_and_shows_the_visible_pixels_when_on(shown):
     raw = torch.randint(0, 256, (1, 3, 32, 32), generator=torch.Generator().manual_seed(2))
-    model = build(output_size=32, paste_visible=True)
+    model = build(output_size=32, paste_visible=True, data_preprocessor=shown)
     inputs = model.data_preprocessor(dict(inputs=raw, data_samples=samples(1)))['inputs']
     pasted = model(inputs, samples(1), 'predict')[0].reconstruction
     model.paste_visible = False
     plain = model(inputs, samples(1), 'predict')[0].reconstruction
     visible = samples(1)[0].mask.reshape(4, 4).repeat_interleave(8, 0).repeat_interleave(8, 1) == 0
-    assert torch.equal(pasted[:, visible], raw[0][:, visible].to(torch.uint8))
+    assert torch.equal(pasted[:, visible], raw[0].flip(0)[:, visible].to(torch.uint8))  # stored BGR, predicted RGB
     assert torch.equal(pasted[:, ~visible], plain[:, ~visible])
     assert not torch.equal(plain[:, visible], pasted[:, visible])
 

@@ -14,13 +14,17 @@ from facemae_mm.inferencer import FaceMAEInferencer
 @pytest.fixture
 def inferencer(repository, tmp_path):
     """Random weights of a small FaceMAE; φ's file does not exist."""
+    return build(repository, tmp_path)
+
+
+def build(repository, folder, **options):
     small = {key: value for key, value in SMALL_FACEMAE.items() if key.startswith('model.')}
-    cfg = small_recipe(repository, 'facemae_vitb_webface', **small)
+    cfg = small_recipe(repository, 'facemae_vitb_webface', **small | options)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
-    return FaceMAEInferencer(cfg, tmp_path / 'model.pth', device='cpu')
+    torch.save(dict(state_dict=model.state_dict()), folder / 'model.pth')
+    return FaceMAEInferencer(cfg, folder / 'model.pth', device='cpu')
 
 
 def test_paths_arrays_and_folders(inferencer, tmp_path):
@@ -34,6 +38,15 @@ def test_paths_arrays_and_folders(inferencer, tmp_path):
     assert (cv2.imread(str(tmp_path / 'out' / '000001.png')) == results[1]['reconstruction']).all()
     [by_array] = inferencer(cv2.imread(paths[0]))
     assert by_array['reconstruction'].dtype == np.uint8 and (by_array['mask'] != expected).any()
+
+
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_colours_are_those_of_the_face(repository, tmp_path, to_rgb):
+    """Whatever order the preprocessor gives the network: visible patches, pasted, say which."""
+    options = {'model.data_preprocessor.to_rgb': to_rgb, 'model.paste_visible': True}
+    [found] = build(repository, tmp_path, **options)(np.full((112, 112, 3), (200, 50, 10), np.uint8))
+    visible = found['mask'].reshape(14, 14).repeat(8, 0).repeat(8, 1) == 0
+    assert (found['reconstruction'][visible] == (200, 50, 10)).all()
 
 
 def test_wrong_sizes_and_files_are_named(inferencer, tmp_path):

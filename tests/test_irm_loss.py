@@ -265,6 +265,17 @@ def test_the_cache_gives_the_same_loss_and_knows_faces_by_their_pixels(stored_ph
     assert anew(pred, changed, None, samples(changed, flips=[4])) == plain(pred, changed) and counted.faces == 6
 
 
+def test_the_cache_of_other_colours_is_another(stored_phi, tmp_path):
+    """A recipe whose mean, std or order of channels was mended must not be served what φ saw before."""
+    options = dict(mean=MEAN, std=STD)
+    pred, target, values = images(0), images(1), set()
+    for changed in ({}, dict(mean=MEAN[::-1]), dict(std=STD[::-1]), dict(channel_order='bgr')):
+        cached = IRMLoss(stored_phi, cache=str(tmp_path / 'cache'), **options | changed)
+        values.add(float(cached(pred, target, None, samples(target))))
+        assert cached(pred, target, None, samples(target)) == IRMLoss(stored_phi, **options | changed)(pred, target)
+    assert len(values) == len(list((tmp_path / 'cache').iterdir())) == 4
+
+
 def test_the_cache_is_the_owners_and_survives_what_breaks(stored_phi, tmp_path):
     loss = IRMLoss(stored_phi, mean=MEAN, std=STD, cache=str(tmp_path / 'cache'))
     pred, target = images(0), images(1)

@@ -773,6 +773,11 @@ def test_a_card_says_what_a_reader_must_know(manifest):
     assert 'JPEG of quality 80.' in card(image=dict(format='jpeg', quality=80, size=224))
     assert '224×224 pixels' in card(image=dict(format='jpeg', quality=80, size=224))
     assert '1,234 source faces could not be read and are left out.' in card(errors_skipped=1234)
+    metrics = dict(queries=20, identities=5, gallery=19, left_out_identities=2, top1_with=0.5)
+    lost = '2 identities with a single real photo or no released one are left out'
+    for more, said in (({}, f'{lost}.'), (dict(owned_identities=3), f'{lost}, and 3 whose pairs attackers own.')):
+        found = draw_card(manifest, 'x', dict(leakage=dict(phi=metrics | more), utility={}))
+        assert said in found
     assert '![released faces](samples.png)' in card(samples=dict(images=1, sha256='a' * 64))
     shards = [manifest['shards'][0] | dict(path=f'shard_{i:05d}') for i in range(3)]
     assert '3 shards: one folder an identity.' in card(shards=shards)
@@ -1070,6 +1075,41 @@ def test_an_identity_in_two_shards_is_refused(tmp_path, config):
     (release / 'shard_00001/000002').rename(release / 'shard_00001/000001')
     with pytest.raises(ValueError, match='release: an identity is in two shards'):
         open_faces(release)
+
+
+def test_a_shard_of_nobody_is_refused(tmp_path, config):
+    """Its faces would be the last person's of the shard before."""
+    release = write_release(tmp_path / 'release', config, shards=True)
+    for folder in list((release / 'shard_00001').glob('000*')):
+        for path in folder.iterdir():
+            path.rename(folder.with_name(f'{folder.name}_{path.name}'))
+        folder.rmdir()
+    with pytest.raises(ValueError, match='shard_00001 holds images and no identity folders, so they are of nobody'):
+        open_faces(release)
+
+
+@pytest.mark.parametrize(('layout', 'shards'), LAYOUTS)
+def test_a_release_with_a_damaged_manifest_is_no_folder(tmp_path, config, layout, shards):
+    """As one its links would be followed, and its numbers be people's names."""
+    release = write_release(tmp_path / 'release', config, layout, shards)
+    path = release / 'manifest.json'
+    text = path.read_text()
+    for data in ('', text[:-40], text.replace('"images": 10', '"images": NaN'), '[' * 200_000, None):
+        if data is None:
+            os.truncate(path, MAX_MANIFEST + 1)
+        else:
+            path.write_text(data)
+        with pytest.raises(ValueError, match=r'release looks like a release, and its manifest is damaged: .*manifest'):
+            open_faces(release)
+    if layout == 'folders' and not shards:
+        (release / 'SHA256SUMS').unlink()
+        (release / '000002').rename(tmp_path / 'elsewhere')
+        (release / '000002').symlink_to(tmp_path / 'elsewhere')
+        with opened_files() as paths, pytest.raises(ValueError, match='looks like a release.* Get the release again'):
+            open_faces(release)
+        assert not [path for path in paths if path.startswith(str(tmp_path / 'elsewhere'))]
+        path.write_text('{"icons": []}')  # somebody else's
+        assert len(open_faces(release)) == 10
 
 
 def test_a_folder_with_another_manifest_is_a_folder(tmp_path):

@@ -1,5 +1,7 @@
 """Runs that are killed and go on: the same weights, the same order, nothing half-written."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -21,6 +23,7 @@ from facemae_mm.config import load_config
 from facemae_mm.datasets import FaceRecordDataset, ResumableSampler, resumable_sampler
 from facemae_mm.engine import ReconstructionPanelHook, resumable_train_loop
 from facemae_mm.randomness import keyed_seed
+from facemae_mm.whole_file import whole_file
 
 #: 16 faces in batches of 2, two batches a step: 8 iterations an epoch, 24 in all. Everything that draws or remembers.
 RECIPE = """
@@ -52,7 +55,7 @@ def die():
 
 def killing_fsync(file):
     name = os.readlink(f'/proc/self/fd/{file}')
-    if moment == 'written' and name.endswith('.pth.partial') and count[0] == int(number):
+    if moment == 'written' and '.pth.' in name and count[0] == int(number):
         os.ftruncate(file, os.fstat(file).st_size // 2)
         die()
     fsync(file)
@@ -148,6 +151,77 @@ def whole(recipe, tmp_path_factory):
     return work
 
 
+def test_two_that_write_one_file_leave_it_whole(tmp_path):
+    """Whoever ends last; and one that gives up takes its own draft along."""
+    path = tmp_path / 'x[1].json'
+    with whole_file(path, 'x') as slow:
+        slow.write('slow')
+        with whole_file(path, 'x', private=True) as quick:
+            quick.write('quick')
+            assert len(list(tmp_path.iterdir())) == 2
+        assert path.read_text() == 'quick' and path.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(KeyError), whole_file(path) as failed:
+            failed.write(b'fail')
+            raise KeyError
+        slow.write(' and late')
+    assert path.read_text() == 'slow and late' and list(tmp_path.iterdir()) == [path]
+
+
+WRITE = """
+import os, runpy, signal, sys
+from pathlib import Path
+whole_file = runpy.run_path(sys.argv[1])['whole_file']
+with whole_file(Path(sys.argv[2]), 'x') as file:
+    file.write('half')
+    file.flush()
+    if len(sys.argv) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_killed_writers_left_is_swept_and_that_of_others_is_not(repository, tmp_path):
+    write = [sys.executable, '-c', WRITE, repository / 'facemae_mm/whole_file.py']
+    for name in ('x', 'x', 'x.y'):
+        done = subprocess.run([*write, tmp_path / name], timeout=60)
+        assert done.returncode == -signal.SIGKILL
+    (other,) = (path.name for path in tmp_path.glob('x.y*'))
+    theirs = 'x.partial', f'x.{"0" * 16}.partial', 'x.1-0123456789abcdef.partial'
+    (tmp_path / theirs[0]).touch()
+    (tmp_path / theirs[1]).touch()
+    (tmp_path / theirs[2]).symlink_to(tmp_path / theirs[0])
+    assert len(list(tmp_path.iterdir())) == 5  # the second writer swept what the first had left
+    command = [*write, tmp_path / 'x', 'wait']
+    child = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()  # its draft is there
+    names = {path.name for path in tmp_path.iterdir()} - {other, *theirs}
+    assert len(names) == 1 and f'.{child.pid}-' in names.pop()
+    with whole_file(tmp_path / 'x', 'x') as file:
+        file.write('whole')
+    assert (tmp_path / 'x').read_text() == 'whole'
+    child.communicate('go on')
+    assert child.returncode == 0 and (tmp_path / 'x').read_text() == 'half'
+    assert {path.name for path in tmp_path.iterdir()} == {'x', other, *theirs}
+
+
+def test_a_draft_swept_before_it_is_locked_and_a_disk_without_locks(tmp_path, monkeypatch):
+    path, calls = tmp_path / 'x', []
+
+    def sweeps_first(*_):
+        calls.append([draft.unlink() for draft in tmp_path.glob('*.partial') if not calls])
+
+    def knows_no_locks(*_):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    for text, flock in (('first', sweeps_first), ('second', knows_no_locks)):
+        monkeypatch.setattr(fcntl, 'flock', flock)
+        with whole_file(path, 'x') as file:
+            file.write(text)
+        assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
+    assert [len(swept) for swept in calls] == [1, 0]
+
+
 def test_one_seed_one_result_whatever_the_workers_and_the_checkpoints(recipe, whole, tmp_path):
     run(recipe, tmp_path / 'again')
     assert_same(tmp_path / 'again', whole)
@@ -162,10 +236,11 @@ def test_killed_while_its_checkpoint_is_written_and_resumed(recipe, whole, tmp_p
     """The only checkpoint that is kept stays until the next one is complete."""
     code, text = command(recipe, tmp_path, kill_moment='written 5')
     assert code == -signal.SIGKILL, text
-    assert sorted(p.name for p in tmp_path.glob('*.pth*')) == ['iter_10.pth', 'iter_12.pth.partial']
+    kept, draft = sorted(p.name for p in tmp_path.glob('*.pth*'))
+    assert kept == 'iter_10.pth' and re.fullmatch(r'iter_12\.pth\.\d+-[0-9a-f]{16}\.partial', draft)
     code, text = command(recipe, tmp_path, '--resume')
     assert code == 0, text
-    assert 'iter_12.pth.partial is what a stopped run left; it is removed.' in text
+    assert f'{draft} is what a stopped run left; it is removed.' in text
     first = re.search(r'Epoch\(train\)\s+\[(\d)\]\[(\d)/8\].* eta: (\S+)', text)
     assert first.groups()[:2] == ('2', '3') and first[3] < '0:01:00'  # iteration 11 of 24
     assert sorted(p.name for p in tmp_path.glob('*.pth*')) == ['iter_24.pth']

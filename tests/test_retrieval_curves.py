@@ -124,6 +124,24 @@ def test_a_gallery_of_fewer_images_than_k():
     assert curve.galleries[0] == 1
 
 
+@pytest.mark.parametrize(('most', 'dtype'), [(254, np.uint8), (255, np.uint16), (256, np.uint16), (300, np.uint16)])
+@pytest.mark.parametrize('depth', [8, 400])
+def test_places_of_large_k_do_not_come_around(most, dtype, depth):
+    """One released image a person, at falling cosines from the one point where all photos are."""
+    people, cosine = np.arange(400), np.linspace(1, -1, 400)
+    released = np.stack([cosine, np.sqrt(1 - cosine**2)], 1).astype(np.float32)
+    photos = np.repeat(np.float32([[1, 0]]), 400, axis=0)
+    real, gallery = EmbeddedFaces(photos, people, people), EmbeddedFaces(released, people, np.full(400, -1))
+    draws = Draws.nested(people)
+    near = NearestImages(released, labels=people)(photos, depth, people)
+    curve = retrieval_curves.retrieval_curves(real, gallery, near, draws, most)['with']
+    assert curve.places[0].tolist() == [np.minimum(people + 1, most + 1).tolist()]
+    assert curve.places[0].dtype == dtype
+    for k in (1, 100, most - 1, most):
+        assert curve.rate(0, k) == pytest.approx(k / 400) and curve.chances[0][k - 1] == pytest.approx(k / 400)
+        assert np.abs(curve.resampled[0][:, k - 1].mean() - k / 400) < 0.01
+
+
 def test_draws_are_nested_and_refuse_more_than_there_are():
     draws = Draws.nested(np.arange(100, 140), (5, 20), 4, seed=1)
     assert draws.points == (5, 20, 40) and draws.ranks.shape == (4, 40)

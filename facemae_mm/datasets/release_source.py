@@ -1,5 +1,7 @@
 """A release as a set of faces, in one piece or in shards."""
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +19,12 @@ FOLDERS, RECORDS = LAYOUTS = ('folders', 'records')
 #: Bytes of the largest manifest that is read: that of 16 million identities.
 MAX_MANIFEST = 1 << 26
 
+#: Any of these lies in a release, beside its manifest: the faces' checksums, the first shard, or records.
+CONTENT = ('SHA256SUMS', 'shard_00000', 'train.rec')
+
+#: Name of an identity folder of a release.
+NUMBERED = re.compile('[0-9]{6,}')
+
 
 def load_manifest(path: Path) -> object:
     """What a manifest holds, which may be anything.
@@ -27,7 +35,10 @@ def load_manifest(path: Path) -> object:
     if path.is_symlink():
         raise ValueError(f'{path} is a link, which may lead anywhere. Get the release again from where it comes.')
     if path.stat().st_size > MAX_MANIFEST:
-        raise ValueError(f'{path} has more than {MAX_MANIFEST >> 20} MiB, which no manifest needs.')
+        raise ValueError(
+            f'{path} has more than {MAX_MANIFEST >> 20} MiB, which no manifest needs. Get the release again from where '
+            'it comes.'
+        )
     return read_json(path, 'Get the release again from where it comes.', _no_number)
 
 
@@ -61,16 +72,22 @@ def release_parts(folder: Path) -> tuple[str, list[str]] | None:
         folder: Any folder.
 
     Raises:
-        ValueError: A release of another version, or whose layout or shards have other names than an export gives.
+        ValueError: A release of another version, or whose layout or shards have other names than an export gives; or
+            what looks like a release, with a manifest that is none.
     """
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
         manifest = load_manifest(path)
-    except ValueError:
+    except ValueError as error:
         if path.is_symlink():
             raise
+        if _looks_like_release(folder):  # as a plain folder its links would be followed, and numbers be names
+            raise ValueError(
+                f'{folder} looks like a release, and its manifest is damaged: {error} Where it is none, remove that '
+                'file.'
+            ) from error
         return None
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
         return None
@@ -79,6 +96,15 @@ def release_parts(folder: Path) -> tuple[str, list[str]] | None:
     if layout not in LAYOUTS:
         raise ValueError(f'{path} has no layout of {", ".join(LAYOUTS)}. Get the release again from where it comes.')
     return layout, [shard['path'] for shard in shards]
+
+
+def _looks_like_release(folder: Path) -> bool:
+    """Whether a folder holds what an export writes beside the manifest."""
+    if any(os.path.lexists(folder / name) for name in CONTENT):
+        return True
+    with os.scandir(folder) as entries:
+        people = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.')]
+    return bool(people) and all(map(NUMBERED.fullmatch, people))
 
 
 class ShardedSource:
@@ -95,12 +121,18 @@ class ShardedSource:
         starts: First image of each shard, and how many there are, (S + 1,) int64.
 
     Raises:
-        ValueError: An identity that is in two shards.
+        ValueError: An identity that is in two shards, or a shard whose images are nobody's.
     """
 
     def __init__(self, folder: Path, shards: Sequence[str], open_shard: Callable) -> None:
         self.path = folder
         self._sources = [open_shard(folder / name) for name in shards]
+        for name, source in zip(shards, self._sources):
+            if len(source) and not source.identities:
+                raise ValueError(
+                    f'{folder / name} holds images and no identity folders, so they are of nobody. Get the release '
+                    'again from where it comes.'
+                )
         self.starts = np.cumsum([0, *map(len, self._sources)])
         self.keys = ShardKeys(shards, self._sources, self.starts)
         first = np.cumsum([0, *(len(source.identities) for source in self._sources)])

@@ -7,7 +7,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
-from ..whole_file import PARTIAL, whole_file
+from ..whole_file import sweep_drafts, whole_file
 from .class_shards import check_sharding
 
 
@@ -34,10 +34,9 @@ class WholeCheckpointHook(CheckpointHook):
         check_sharding(runner)
         super().before_train(runner)
         if is_main_process():
-            for folder in {Path(self.out_dir), Path(runner.work_dir)}:
-                for draft in [*folder.glob(f'*.pth{PARTIAL}'), *folder.glob(f'last_checkpoint{PARTIAL}')]:
+            for folder in filter(Path.is_dir, {Path(self.out_dir), Path(runner.work_dir)}):
+                for draft in [*sweep_drafts(folder, '*.pth'), *sweep_drafts(folder, 'last_checkpoint')]:
                     runner.logger.info(f'{draft} is what a stopped run left; it is removed.')
-                    draft.unlink()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Saves a checkpoint, and removes the oldest when it is there."""

@@ -85,7 +85,7 @@ class Curve:
     Attributes:
         identity: Number of each query's identity in the draws, (Q,).
         places: By point: place of the first image of the query's own person among the drawn ones, 1 … most; most + 1
-            where it comes later; 0 where the query's person is not drawn: (draws, Q) uint8.
+            where it comes later; 0 where the query's person is not drawn: (draws, Q), uint8 where most + 1 fits it.
         chances: By point: probability that k images drawn without replacement hold one of the person, mean over queries
             and draws, (most,).
         galleries: By point: mean number of images that a query is compared with.
@@ -244,7 +244,8 @@ class _Search:
         """Places at every point, of queries against all images, or all but those of their source."""
         draws = self.draws
         orders = [draws.orders(point) for point in draws.points]
-        places = [np.zeros((len(order), len(self.asked)), np.uint8) for order in orders]
+        dtype = np.min_scalar_type(self.most + 1)  # a place that does not fit would come around to 'not drawn'
+        places = [np.zeros((len(order), len(self.asked)), dtype) for order in orders]
         unknown = [np.zeros(place.shape, bool) for place in places]
         for start in range(0, len(self.asked), _BLOCK):
             part = slice(start, start + _BLOCK)

@@ -51,6 +51,9 @@ class FaceMAE(MAE):
     def predict(self, inputs: torch.Tensor, data_samples: list[DataSample]) -> list[DataSample]:
         """Sets `reconstruction` of each sample: (3, output_size, output_size) uint8, RGB.
 
+        Faces are loaded as BGR, so a data preprocessor that does not swap channels (`to_rgb`) hands out BGR, and the
+        network speaks it: then the channels are swapped here.
+
         Raises:
             ValueError: As `check_norm_pix`.
         """
@@ -61,6 +64,8 @@ class FaceMAE(MAE):
             tokens = torch.where(mask[..., None].bool(), tokens, self.head.patchify(inputs))
         faces = self.head.unpatchify(tokens)
         faces = faces * self.data_preprocessor.std + self.data_preprocessor.mean
+        if not self.data_preprocessor._channel_conversion:
+            faces = faces.flip(1)  # BGR -> RGB
         if faces.shape[-1] != self.output_size:
             faces = F.interpolate(faces, size=self.output_size, mode='bilinear', align_corners=False)
         faces = faces.clamp(0, 255).round().to(torch.uint8)

@@ -243,7 +243,8 @@ class IRMLoss(BaseModule):
         if data_samples is None or phi.sha256 is None:  # random, and so another one in each run
             return phi(originals())[-1]
         if phi not in self._caches:
-            depends_on = f'{phi.fingerprint(like.device)} {tuple(like.shape[1:])} {self.patch_size}'
+            shown = self.mean.flatten().tolist(), self.std.flatten().tolist(), self.channel_order
+            depends_on = f'{phi.fingerprint(like.device)} {tuple(like.shape[1:])} {self.patch_size} {shown}'
             self._caches[phi] = FeatureCache(self.cache, depends_on, phi.embedding_dim)
         cache = self._caches[phi]
         features, known = cache.read(data_samples)

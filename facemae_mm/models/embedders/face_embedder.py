@@ -1,6 +1,8 @@
 """φ: a frozen network that embeds aligned faces, differentiable in the face."""
 
 import hashlib
+import json
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -21,6 +23,9 @@ PACKAGE = 'package:'
 
 #: What a backbone declares of its input, so that `FaceEmbedder` can feed it.
 DECLARED = ('input_size', 'channel_order', 'mean', 'std', 'embedding_dim', 'template')
+
+#: What a `repr` without text of its own holds of this process.
+ADDRESS = re.compile(' at 0x[0-9a-f]+')
 
 
 def resolve_checkpoint(checkpoint: str | Path) -> Path:
@@ -193,7 +198,9 @@ class FaceEmbedder(nn.Module):
         if precision not in ('float32', 'bfloat16'):
             raise ValueError(f"FaceEmbedder: precision {precision!r} is neither 'float32' nor 'bfloat16'.")
         self.precision = precision
+        self._config = None
         if not isinstance(backbone, nn.Module):
+            self._config = json.dumps(backbone, sort_keys=True, default=repr)
             kind = backbone['type'] if isinstance(backbone['type'], type) else MODELS.get(backbone['type'])
             if checkpoint is not None and getattr(kind, 'from_checkpoint', False):
                 backbone = {**backbone, 'checkpoint': resolve_checkpoint(checkpoint)}
@@ -253,12 +260,15 @@ class FaceEmbedder(nn.Module):
         return f'{type(self.backbone).__name__}, checkpoint={self.checkpoint}, sha256={self.sha256}'
 
     def fingerprint(self, device: torch.device) -> str:
-        """SHA-256, hexadecimal, of all that an embedding depends on: weights, alignment, normalisation, precision.
+        """SHA-256, hexadecimal, of all that an embedding depends on: network, alignment, normalisation, precision.
+
+        Of the network: its weights, and its config and modules, for what it does beside them. Equal in all processes.
 
         Args:
             device: On which faces are embedded.
         """
-        options = (type(self.backbone).__name__, self.sha256, self.channel_order, device.type, self._low(device))
+        network = ADDRESS.sub('', f'{self._config} {self.backbone!r}')
+        options = (network, self.input_size, self.sha256, self.channel_order, device.type, self._low(device))
         digest = hashlib.sha256(repr(options).encode())
         for name, tensor in (*self.backbone.state_dict().items(), *self.named_buffers()):
             digest.update(name.encode())
