@@ -1,6 +1,8 @@
 """Variables at the head of recipes, and what recipes need on disk."""
 
+import importlib.util
 import os
+import sys
 
 import pytest
 
@@ -110,3 +112,22 @@ def test_a_file_that_a_package_lacks(recipe):
     missing = {'model.backbone.checkpoint': 'package:nowhere_at_all/x.dat'}
     with pytest.raises(FileNotFoundError, match='model.backbone.checkpoint = package:nowhere_at_all/x.dat'):
         check_inputs(load_config(recipe, missing), TEST_PARTS)
+
+
+def test_a_checkpoint_that_is_missing_is_asked_for_where_it_is_given(repository, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location('tools_test', repository / 'tools/test.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, 'argv', ['test.py', 'configs/leakage_casia.py', 'absent.pth'])
+    cfg = load_config(repository / 'configs/leakage_casia.py')
+    module.apply_flags(cfg, module.parse_args())
+    with pytest.raises(
+        FileNotFoundError, match=r'load_from = absent.pth\n +weights that a training left, given as C'
+    ):
+        check_inputs(cfg, TEST_PARTS)
+
+
+def test_phi_s_cache_can_be_left_out(repository):
+    recipe = repository / 'configs/facemae_vitb_webface.py'
+    assert load_config(recipe, dict(phi_cache='none')).model.head.loss.cache is None
+    assert load_config(recipe).model.head.loss.cache == 'work_dirs/phi_features'

@@ -83,6 +83,8 @@ def test_the_remaining_flags(trained):
     assert cfg.work_dir == 'work_dirs/facemae_vitb_webface' and cfg.launcher == 'none'
     assert trained('--work-dir', 'w', '--launcher', 'slurm').work_dir == 'w'
     assert not cfg.auto_scale_lr.get('enable') and trained('--auto-scale-lr').auto_scale_lr.enable
+    with pytest.raises(ValueError, match='auto_scale_lr.base_batch_size=N'):
+        trained('--auto-scale-lr', name='demo_mae')
     assert cfg.train_dataloader.persistent_workers
     assert not trained('--no-persistent-workers').train_dataloader.persistent_workers
     assert not trained(name='demo_mae').train_dataloader.persistent_workers  # it has no workers
@@ -152,8 +154,8 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_checkpoint(run, repository,
 def test_browse_dataset(run, repository, tmp_path):
     faces = write_faces(tmp_path / 'faces', 3, 4)
     recipe = repository / 'configs/facemae_vitb_webface.py'
-    options = ['--cfg-options', f'train_faces={faces}', 'train_dataloader.dataset.subset=None']
-    code, text = run('browse_dataset.py', recipe, '--number', 10, '--output-dir', 'sheets', *options)
+    flags = [f'train_faces={faces}', 'train_dataloader.dataset.subset=None']
+    code, text = run('browse_dataset.py', recipe, '--number', 10, '--output-dir', 'sheets', '--cfg-options', *flags)
     assert code == 0, text[-3000:]
     sheet = cv2.imread(str(tmp_path / 'sheets/facemae_vitb_webface_train.png'))
     assert sheet.shape == (4 * 224, 8 * 224, 3)  # ten faces are two rows of eight, each with its masked row
@@ -162,6 +164,13 @@ def test_browse_dataset(run, repository, tmp_path):
     patches = sheet[224:448, :224].reshape(14, 16, 14, 16, 3)
     assert (patches == 127).all((1, 3, 4)).sum() == 147
     assert (sheet[448:, 448:] == 255).all()
+
+    other = (
+        repository / 'configs/irm_mae_hivitb_webface.py'
+    )  # its preprocessor stands outside its model
+    code, text = run('browse_dataset.py', other, '--number', 2, '--output-dir', 'sheets', '--cfg-options', *flags)
+    assert code == 0, text[-3000:]
+    assert cv2.imread(str(tmp_path / 'sheets/irm_mae_hivitb_webface_train.png')) is not None
 
     code, text = run('browse_dataset.py', recipe, '--split', 'test')
     assert code == 2 and 'Choose --split train.' in text
