@@ -121,9 +121,7 @@ def test_a_checkpoint_that_is_missing_is_asked_for_where_it_is_given(repository,
     monkeypatch.setattr(sys, 'argv', ['test.py', 'configs/leakage_casia.py', 'absent.pth'])
     cfg = load_config(repository / 'configs/leakage_casia.py')
     module.apply_flags(cfg, module.parse_args())
-    with pytest.raises(
-        FileNotFoundError, match=r'load_from = absent.pth\n +weights that a training left, given as C'
-    ):
+    with pytest.raises(FileNotFoundError, match=r'load_from = absent.pth\n +weights that a training left, given as C'):
         check_inputs(cfg, TEST_PARTS)
 
 

@@ -165,9 +165,7 @@ def test_browse_dataset(run, repository, tmp_path):
     assert (patches == 127).all((1, 3, 4)).sum() == 147
     assert (sheet[448:, 448:] == 255).all()
 
-    other = (
-        repository / 'configs/irm_mae_hivitb_webface.py'
-    )  # its preprocessor stands outside its model
+    other = repository / 'configs/irm_mae_hivitb_webface.py'  # its preprocessor stands outside its model
     code, text = run('browse_dataset.py', other, '--number', 2, '--output-dir', 'sheets', '--cfg-options', *flags)
     assert code == 0, text[-3000:]
     assert cv2.imread(str(tmp_path / 'sheets/irm_mae_hivitb_webface_train.png')) is not None
