@@ -158,6 +158,15 @@ def test_a_command_that_another_keeps_away_writes_no_page(monkeypatch, repositor
     assert 'Another process is at work' in capsys.readouterr().err and not (tmp_path / 'results').exists()
 
 
+def test_an_embedder_is_not_called_as_a_stage_is(monkeypatch, repository, tmp_path, capsys):
+    (tmp_path / 'pairs.txt').touch()
+    words = ['table1', '--list', '--lfw', str(tmp_path), '--pairs', str(tmp_path / 'pairs.txt'), '--unseen']
+    assert run_tool(repository, monkeypatch, *words, f'start={tmp_path}') == 2
+    assert '--unseen start=…: a stage is called start.' in capsys.readouterr().err
+    assert run_tool(repository, monkeypatch, *words, f'out={tmp_path}') == 2
+    assert 'and none of out, own' in capsys.readouterr().err
+
+
 def test_a_page_shows_runs_of_other_commands_too(monkeypatch, repository, tmp_path):
     """A table that is run with `--seeds 1` hides no run of the others."""
     shown = []

@@ -26,7 +26,7 @@ from facemae_mm.reproduction.miniature import Miniature
 from facemae_mm.reproduction.run import StageError, run_stages, to_run
 from facemae_mm.reproduction.stage import Stage
 from facemae_mm.reproduction.store import Store, content_digest
-from facemae_mm.reproduction.tables import FIGURES, TABLES, Cells, Row, Run, Table, stages_of
+from facemae_mm.reproduction.tables import ALL, FIGURES, MASKS, TABLES, Cells, Row, Run, Table, stages_of
 
 TOOL = """
     import sys, time
@@ -144,6 +144,8 @@ def test_a_training_is_known_by_its_checkpoint_s_steps_and_its_last_losses(tmp_p
         path = tmp_path / log / 'vis_data' / 'scalars.json'
         path.parent.mkdir(parents=True)
         path.write_text(''.join(json.dumps(dict(step=step, loss=loss, lr=1)) + '\n' for step, loss in lines))
+    with (tmp_path / 'a/vis_data/scalars.json').open('a') as file:
+        file.write('{"step": 110, "lo')  # cut off where the run was killed
     torch.save(dict(meta=dict(iter=117), state_dict={}), tmp_path / 'epoch_9.pth')
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_9.pth')
     assert numbers.READERS['training'](tmp_path, {}) == dict(iterations=117, loss=4.0)
@@ -225,6 +227,65 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_else(toy):
     made = toy(a=('a',), bad=('mended', 'a'), after=('x', 'bad'), other=('o', 'a'))
     run_stages(made, ['after', 'other'], 1, toy.quiet)
     assert toy.runs() == ['a', 'fails', 'o', 'mended', 'x'] and text(made, 'after') == 'xmendeda'
+
+
+def test_a_reader_that_fails_stops_no_other_stage(toy, monkeypatch):
+    """Whatever damaged bytes raise."""
+
+    def read(folder, inputs):
+        if 'bad' in folder.name:
+            raise RuntimeError('PytorchStreamReader failed')
+        return {}
+
+    monkeypatch.setitem(numbers.READERS, 'toy', read)
+    made = toy(bad=('a',), good=('b',))
+    with pytest.raises(StageError, match='1 of 2 stages have not run. bad: PytorchStreamReader failed'):
+        run_stages(made, ['bad', 'good'], 2, toy.quiet)
+    assert made.record(made.stages['good'])
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    path.write_bytes(b'no checkpoint')
+    with pytest.raises(ValueError, match=r'epoch_1.pth is a damaged checkpoint: .* Delete its folder'):
+        content_digest(path)
+
+
+def test_a_source_is_its_bytes_and_what_nothing_reads_is_none(tmp_path):
+    """Weights from outside may be a bare state dict; a look into a folder leaves hidden files."""
+    torch.save(dict(weight=torch.ones(2)), tmp_path / 'backbone.pth')
+    folder = tmp_path / 'faces'
+    (folder / 'Ann').mkdir(parents=True)
+    (folder / 'Ann/1.png').write_bytes(b'1')
+
+    def digests():
+        made = Store({}, dict(phi=tmp_path / 'backbone.pth', faces=folder), tmp_path / 'cache', tmp_path / 'results')
+        return made.digest('phi'), made.digest('faces')
+
+    before = digests()
+    for name in ('.DS_Store', 'Ann/Thumbs.db', 'Ann/.hidden'):
+        (folder / name).write_bytes(b'x')
+    assert digests() == before
+    (folder / 'Ann/2.png').write_bytes(b'2')
+    assert digests()[0] == before[0] and digests()[1] != before[1]
+
+
+def test_two_caches_do_not_share_results(toy, tmp_path):
+    made = toy(a=('a',))
+    (tmp_path / 'results').mkdir()
+    holds = 'import fcntl, sys, time; f = open(sys.argv[1], "a"); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True)'
+    holder = [sys.executable, '-c', f'{holds}; time.sleep(60)', str(tmp_path / 'results/lock')]
+    other = subprocess.Popen(holder, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    try:
+        with pytest.raises(FileExistsError, match='Another process is at work on .*results'):
+            made.lock()
+    finally:
+        other.kill()
+        other.wait()
+    with made.lock():
+        assert (tmp_path / 'cache/lock').exists() and (tmp_path / 'results/lock').exists()
+    assert not list(tmp_path.glob('*/lock'))
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no device that is always full')
@@ -395,8 +456,8 @@ def test_tables_share_their_stages_and_their_recipes_are_read(monkeypatch, repos
 class Numbers(Measures):
     """Measures of cells whose numbers stand in a dict."""
 
-    def __init__(self, found):
-        super().__init__(None)
+    def __init__(self, found, tables=()):
+        super().__init__(None, tables)
         self.found, self.asked = found, set()
 
     def numbers(self, name):
@@ -417,7 +478,7 @@ def rows(*counts):
     ]
 
 
-def test_accuracy_resamples_people_and_runs_as_literal_loops_do():
+def test_accuracy_resamples_people_as_literal_loops_do():
     rng = np.random.default_rng(0)
     pairs = rng.integers(7, size=(30, 2))
     correct = rng.random((3, 30)) < 0.7
@@ -425,11 +486,10 @@ def test_accuracy_resamples_people_and_runs_as_literal_loops_do():
     found = {f'a{run}': answers(row) for run, row in enumerate(correct)} | {'parts': dict(pairs=pairs.tolist())}
     (row,) = rows(3)
     measured = Numbers(found).accuracy(row)
-    drawn_runs = np.random.default_rng(3).integers(3, size=(1000, 3))
     values = []
-    for drawn, chosen in zip(resampled_identities(pairs.max() + 1), drawn_runs):
+    for drawn in resampled_identities(pairs.max() + 1):
         weight = [drawn[a] if a == b else drawn[a] * drawn[b] for a, b in pairs]
-        values.append(np.mean([sum(w * c for w, c in zip(weight, correct[run])) / sum(weight) for run in chosen]))
+        values.append(np.mean([sum(w * c for w, c in zip(weight, run)) / sum(weight) for run in correct]))
     assert measured.by_run == pytest.approx(correct.mean(1)) and measured.mean == pytest.approx(correct.mean())
     np.testing.assert_allclose(measured.resampled, values, rtol=1e-12)
     assert (measured.low, measured.high) == pytest.approx(tuple(np.percentile(values, (2.5, 97.5))))
@@ -452,11 +512,7 @@ def test_pairs_without_people_are_resampled_themselves():
     (row,) = rows(2)
     measures = Numbers(found | {'parts': dict(pairs=[[0, 1]] * 40)})
     measured = measures.accuracy(row, set_name='cfp_fp')
-    drawn_runs = np.random.default_rng(2).integers(2, size=(1000, 2))
-    values = [
-        np.mean([np.repeat(other[run], drawn).mean() for run in chosen])
-        for drawn, chosen in zip(resampled_identities(30), drawn_runs)
-    ]
+    values = [np.mean([np.repeat(run, drawn).mean() for run in other]) for drawn in resampled_identities(30)]
     np.testing.assert_allclose(measured.resampled, values, rtol=1e-12)
     assert measured.by_run == pytest.approx(other.mean(1)) and measures.accuracy(row, set_name='agedb_30') is None
     assert Numbers(found).accuracy(row).mean == pytest.approx(correct.mean())  # a .bin of LFW, at the paper's size
@@ -551,8 +607,43 @@ def test_a_paired_difference_of_equals_is_zero_and_of_a_shift_is_the_shift():
     a, b = (Numbers(found).separation(row, 'judge') for row in rows(3, 3))
     assert difference(b, a).low == pytest.approx(0.1) == difference(b, a).high
     assert difference(a, a).low == difference(a, a).high == 0
-    with pytest.raises(ValueError, match='3 and 2 runs'):
-        difference(a, Numbers(found).separation(rows(3)[0], 'judge', 2))
+    fewer = difference(a, Numbers(found).separation(rows(2)[0], 'judge'))
+    assert fewer.runs == 2 and fewer.mean == pytest.approx(a.mean - base[:2].mean())
+
+
+def test_what_other_trainings_would_change_is_part_of_the_interval():
+    """Of rows of known deviation: each row's by itself, over the root of its trainings, and none without a training."""
+    rng = np.random.default_rng(3)
+    people, deviation = rng.normal(0.7, 0.01, 400), 0.02
+    names = [f'{name}{run}' for name in 'abcdefgh' for run in range(3)]
+    found = {f's{name}': dict(by_person=(people + rng.normal(0, deviation)).tolist()) for name in names}
+
+    def row(name, runs, varies, **more):
+        return Row(name, None, tuple(Run(f'{name}{n}', dict(judge=f's{name}{n}')) for n in range(runs)), varies, **more)
+
+    anew = {name: row(name, 3, ALL) for name in 'abcdefgh'}
+    measures = Numbers(found, [Table('table1', '', anew), Table('table2', '', anew)])
+    between, freedom = measures.between_trainings('separation judge')
+    literal = np.mean([np.var([np.mean(found[f's{name}{n}']['by_person']) for n in range(3)], ddof=1) for name in anew])
+    assert between == pytest.approx(literal**0.5) and freedom == 16  # a row that two tables show counts once
+    width = {}
+    for name, runs, varies, more in (
+        ('anew', 3, ALL, {}),
+        ('shared', 3, MASKS, {}),
+        ('one', 1, ALL, {}),
+        ('plain', 3, MASKS, dict(reconstructed=False)),
+    ):
+        measured = measures.separation(replace(row('a', runs, varies, **more)), 'judge')
+        width[name] = (measured.high - measured.low) / 2
+    assert width['one'] == pytest.approx(2.12 * between, rel=0.15)  # Student's t of 16
+    assert width['shared'] == pytest.approx(width['one'], rel=0.15)
+    assert width['anew'] == pytest.approx(width['one'] / 3**0.5, rel=0.15)
+    assert width['plain'] < 0.1 * width['one']
+    a, b = (measures.separation(anew[name], 'judge') for name in 'ab')
+    assert difference(a, a).low == difference(a, a).high == 0  # the same row is moved alike
+    spread = difference(a, b)
+    assert (spread.high - spread.low) / 2 == pytest.approx(width['anew'] * 2**0.5, rel=0.15)
+    assert Numbers(found).between_trainings('separation judge') == (0, 0)
 
 
 class Differences(Evidence):

@@ -105,7 +105,8 @@ def test_everything_that_has_run_is_shown(page):
         assert f'**{claim.name}**: {claim.sentence}' in text, claim.name
     assert 'Not run:' not in text and 'not run |' not in text
     assert '62% of the people deployed on' in text and 'β = 10 (28.28 at N = 32)' in text
-    assert 'FaceMAE, R18 − MAE:' in text
+    assert 'FaceMAE, R18 − MAE:' in text and '90% of Table 8 − 90% of Table 3:' in text
+    assert '(MSE + IM + RM) − (IM + RM):' in text
     assert '[0](stages/verify.r18.original.s0.json), [1](stages/verify.r18.original.s1.json) | recogniser |' in text
     assert {chart.name for chart in charts} == {'leakage_embedder.svg', 'trade_off.svg', 'feature_map.svg'}
     assert all(f'figures/{chart.name}' in text for chart in charts)
@@ -126,7 +127,7 @@ def test_what_has_not_run_is_said_shortly(page):
 def test_one_run_says_so(page):
     """What one run decided is counted apart, and a cell of other runs than the accuracy's names how many."""
     text = page(lambda name: name.endswith('.s1')).read_text()
-    assert '**, one run | FaceMAE, R18 − MAE' in text and 'by one run)' in text and 'standard deviation' not in text
+    assert '**, one run | FaceMAE, R18 − MAE' in text and 'by one run)' in text and 'accuracy (LFW) 1' not in text
     rows = {line.partition(' |')[0].removeprefix('| '): line for line in text.splitlines() if line.startswith('| ')}
     assert rows['75 % masked'].count(' (2 runs) |') == 1
     both = page().read_text()
@@ -138,7 +139,11 @@ def test_one_run_says_so(page):
     assert '**, one run | 40.0 [35.0, 45.0] points lower' in text
     by_seed = [line for line in both.splitlines() if '| seed 0 − seed 1' in line]
     assert len(by_seed) == 2 and '2 runs' in by_seed[0] and 'one run' in by_seed[1]  # one release each
-    assert "accuracies of one row's runs differ by a standard deviation of " in both
+    assert (
+        'the standard deviation between runs that train everything anew is, pooled over rows, accuracy (LFW) ' in both
+    )
+    nothing = page(lambda name: not name.endswith('.s0')).read_text()
+    assert 'Intervals cover the people of the test alone' in nothing
 
 
 def test_the_page_says_who_judges_and_attacks(page):

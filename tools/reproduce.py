@@ -57,7 +57,7 @@ OF_SCALE = dict(mini=('lfw', 'pairs', 'jobs'), paper=('webface', 'casia', 'phi',
 SEEDS = dict(mini=3, paper=1)
 
 #: Names that no embedder may have.
-RESERVED = ('own', 'pairs', *SOURCES)
+RESERVED = ('out', 'own', 'pairs', *SOURCES)
 
 
 def parse_args() -> argparse.Namespace:
@@ -230,6 +230,8 @@ def run(args: argparse.Namespace) -> None:
     targets += [stage for name, stages in figures.items() if {name, 'all'} & set(args.what) for stage in stages]
     shown = Cells(graph, max(args.seeds, SEEDS[args.scale]))  # other commands may have run more
     tables = {name: table(shown) for name, table in TABLES.items()}
+    for name in sources.keys() & graph.stages.keys():
+        raise ValueError(f'--unseen {name}=…: a stage is called {name}. Choose another name.')
     if paper:
         missing = missing_sources(graph, targets, sources)
         if args.list or (missing and not args.page):

@@ -72,29 +72,25 @@ class Evidence:
         return self.tables[table].rows.get(row) if table in self.tables else None
 
     def minus(self, a: str, b: str) -> str:
-        """'a − b', as their rows are called."""
-        rows = ((place, self.row(place)) for place in (a, b))
-        return ' − '.join(row.label if row else place for place, row in rows)
+        """'a − b', as their rows are called; of two of one name, with their tables."""
+        labels = [row.label if row else place for place, row in ((place, self.row(place)) for place in (a, b))]
+        if labels[0] == labels[1]:
+            return ' − '.join(f'{label} of Table {place[5]}' for label, place in zip(labels, (a, b)))
+        return ' − '.join(f'({label})' if '+' in label else label for label in labels)
 
-    def _pair(self, a: str, b: str, measure: Callable[[Row, int | None], Measured | None]) -> Measured | None:
-        """a − b over the runs that both have."""
-        rows = self.row(a), self.row(b)
-        if None in rows:
-            return None
-        found = [measure(row, None) for row in rows]
-        if None in found:
-            return None
-        runs = min(one.runs for one in found)
-        return difference(*(measure(row, runs) for row in rows))
+    def _pair(self, a: str, b: str, measure: Callable[[Row], Measured | None]) -> Measured | None:
+        """a − b."""
+        found = [row and measure(row) for row in (self.row(a), self.row(b))]
+        return None if None in found else difference(*found)
 
     def differences(self, a: str, b: str) -> dict[str, Measured | None]:
         """a − b by every measure of utility, paired."""
         found = {'accuracy': self._pair(a, b, self.measures.accuracy)}
         for name in self.sets:
-            measure = lambda row, runs, name=name: self.measures.accuracy(row, runs, name)  # noqa: E731
+            measure = lambda row, name=name: self.measures.accuracy(row, name)  # noqa: E731
             found[f'accuracy {SETS[name]}'] = self._pair(a, b, measure)
         for judge in self.judges:
-            measure = lambda row, runs, judge=judge: self.measures.separation(row, judge, runs)  # noqa: E731
+            measure = lambda row, judge=judge: self.measures.separation(row, judge)  # noqa: E731
             found[f'separation ({judge})'] = self._pair(a, b, measure)
         return found
 
@@ -187,12 +183,11 @@ def _error_halved(ours: str, others: Sequence[str]) -> Callable[[Evidence], list
 
     def on_set(evidence: Evidence, rows: dict[str, Row | None], name: str) -> Verdict:
         measure = 'accuracy' if name == 'lfw' else f'accuracy {SETS[name]}'
-        found = {place: evidence.measures.accuracy(row, None, name) for place, row in rows.items() if row and row.runs}
+        found = {place: evidence.measures.accuracy(row, name) for place, row in rows.items() if row and row.runs}
         if ours not in found or len(found) < 2 or None in found.values():
             return Verdict(measure, NOT_RUN, '')
         best = max((place for place in found if place != ours), key=lambda place: found[place].mean)
-        runs = min(found[ours].runs, found[best].runs)
-        a, b = (evidence.measures.accuracy(rows[place], runs, name) for place in (ours, best))
+        a, b = found[ours], found[best]
         with np.errstate(divide='ignore', invalid='ignore'):  # some resample may hold no error of one or of both
             ratios = (1 - a.resampled) / (1 - b.resampled)
         ratios = np.sort(np.where(np.isnan(ratios), 1, ratios))
@@ -200,7 +195,7 @@ def _error_halved(ours: str, others: Sequence[str]) -> Callable[[Evidence], list
         ratio = (1 - a.mean) / (1 - b.mean)
         verdict = HOLDS if high <= 0.5 else FAILS if low > 0.5 else OPEN
         figures = f'error {ratio:.2f} [{low:.2f}, {high:.2f}] of that of {rows[best].label}'
-        return Verdict(measure, verdict, figures, runs)
+        return Verdict(measure, verdict, figures, min(a.runs, b.runs))
 
     def check(evidence: Evidence) -> list[Verdict]:
         rows = {place: evidence.row(place) for place in (ours, *others)}
@@ -217,13 +212,13 @@ def _sharper(low: str, middle: str, high: str) -> Callable[[Evidence], list[Verd
         first, second = evidence.differences(low, middle), evidence.differences(middle, high)
         for measure, a in first.items():
             b = second[measure]
-            if a is None or b is None or a.runs != b.runs:
+            if a is None or b is None:
                 found.append(Verdict(measure, NOT_RUN, ''))
                 continue
             more = difference(b, a)
             verdict = HOLDS if more.low > 0 and b.low > 0 else FAILS if more.high < 0 or b.high < 0 else OPEN
             figures = f'{_paired(evidence, low, middle, a)}; {_paired(evidence, middle, high, b)}'
-            found.append(Verdict(measure, verdict, figures, a.runs))
+            found.append(Verdict(measure, verdict, figures, more.runs))
         return found
 
     return check

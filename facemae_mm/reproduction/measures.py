@@ -1,16 +1,17 @@
 """What a cell measured, over its runs, with intervals; and differences between cells, paired."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from operator import itemgetter
 
 import numpy as np
 
 from ..evaluation.intervals import resampled_identities
+from ..randomness import keyed_seed
 from .numbers import answers_of
 from .store import Store
-from .tables import Row, Table
+from .tables import ALL, Row, Table
 
 RESAMPLES = 1000
 
@@ -27,7 +28,8 @@ class Measured:
         mean: Over runs.
         low: 2.5 % of the resampled means.
         high: 97.5 % of them.
-        resampled: Means in each resample (R,), the same people and runs in every `Measured` of the same kind.
+        resampled: Means in each resample (R,), of the same people in every `Measured` of the same kind, each moved as
+            far as other trainings might move it.
         by_run: The value of each run.
     """
 
@@ -44,31 +46,25 @@ def _measured(resampled: np.ndarray, by_run: Sequence[float]) -> Measured:
     return Measured(len(by_run), float(np.mean(by_run)), float(low), float(high), resampled, tuple(by_run))
 
 
-def _drawn_runs(runs: int) -> np.ndarray:
-    """Which runs each resample takes, with replacement, (R, runs)."""
-    return np.random.default_rng(runs).integers(runs, size=(RESAMPLES, runs))
-
-
-def _over_runs(by_run: np.ndarray, of_run: np.ndarray) -> Measured:
-    """From each run's resampled values (runs, R) and its own value (runs,)."""
-    drawn = _drawn_runs(len(of_run))
-    return _measured(by_run[drawn, np.arange(RESAMPLES)[:, None]].mean(1), of_run.tolist())
-
-
 class Measures:
     """Reads cells off the records of a store.
 
-    Every resample draws the people of the test and the runs of a cell anew, with replacement: the same people and runs
-    for all cells, so that a difference of two is paired. Three runs tell little about the variance between runs: that
-    which resampling them shows is a third too small on average.
+    Every resample draws the people of the test anew, with replacement, the same for all cells, so that a difference of
+    two is paired by people. What another training would change is added, each row's by itself: Student's t, of the
+    standard deviation between the runs of rows that train everything anew in each (`between_trainings`), over the root
+    of the row's trainings. Where no row has two such runs, intervals are of the people alone.
 
     Args:
         store: With the records.
+        tables: Whose rows tell how far trainings differ.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, tables: Iterable[Table] = ()) -> None:
         self.store = store
+        rows = [row for table in tables for row in table.rows.values() if row.varies == ALL and row.runs]
+        self._trained_anew = list({row.runs[0].verify: row for row in rows}.values())
         self._weights: dict[str, np.ndarray] = {}
+        self._between: dict[str, tuple[float, int]] = {}
 
     def numbers(self, name: str) -> dict | None:
         """Of a stage; None where it has not run, or is none of this scale."""
@@ -93,7 +89,7 @@ class Measures:
             found.append(values)
         return np.array(found)
 
-    def accuracy(self, row: Row, runs: int | None = None, set_name: str = 'lfw') -> Measured | None:
+    def accuracy(self, row: Row, set_name: str = 'lfw') -> Measured | None:
         """Share of a set's pairs that recognisers trained on the row's faces answered rightly.
 
         Where the people of the pairs are known, as in the miniature, a pair (a, b) weighs multiplicity(a) ·
@@ -102,15 +98,18 @@ class Measures:
 
         Args:
             row: The row.
-            runs: At most so many; None for all that have run.
             set_name: Of `SETS`.
         """
-        verified = [run.verify for run in row.runs[:runs]]
-        correct = self._done(verified, lambda numbers: answers_of(numbers, set_name))  # (runs, P)
+        correct = self._correct(row, set_name)
         if not len(correct):
             return None
         weights = self._pair_weights(set_name, correct.shape[1])
-        return _over_runs(correct @ weights.T / weights.sum(1), correct.mean(1))
+        people = correct.mean(0) @ weights.T / weights.sum(1)
+        return self._with_trainings(f'accuracy {set_name}', row, people, correct.mean(1))
+
+    def _correct(self, row: Row, set_name: str) -> np.ndarray:
+        """Which pairs of a set were answered rightly in each run, (runs, P) bool."""
+        return self._done([run.verify for run in row.runs], lambda numbers: answers_of(numbers, set_name))
 
     def _pair_weights(self, set_name: str, pairs: int) -> np.ndarray:
         """(R, P)."""
@@ -127,17 +126,48 @@ class Measures:
             self._weights[set_name] = np.array(weights)
         return self._weights[set_name]
 
-    def separation(self, row: Row, judge: str, runs: int | None = None) -> Measured | None:
+    def separation(self, row: Row, judge: str) -> Measured | None:
         """How well a judge tells the people of the row's faces apart: mean AUC over people.
 
         Runs that differ in their recognisers alone are one run here.
         """
-        stages = dict.fromkeys(run.separation[judge] for run in row.runs if judge in run.separation)
-        aucs = self._done(list(stages)[:runs], itemgetter('by_person'))  # (runs, people)
+        aucs = self._aucs(row, judge)
         if not len(aucs):
             return None
         drawn = np.array(list(resampled_identities(aucs.shape[1], RESAMPLES)))
-        return _over_runs(aucs @ drawn.T / aucs.shape[1], aucs.mean(1))
+        return self._with_trainings(f'separation {judge}', row, aucs.mean(0) @ drawn.T / aucs.shape[1], aucs.mean(1))
+
+    def _aucs(self, row: Row, judge: str) -> np.ndarray:
+        """AUC of each person in each run, (runs, people)."""
+        stages = dict.fromkeys(run.separation[judge] for run in row.runs if judge in run.separation)
+        return self._done(stages, itemgetter('by_person'))
+
+    def between_trainings(self, kind: str) -> tuple[float, int]:
+        """Standard deviation between runs that train everything anew, pooled over rows, and its degrees of freedom.
+
+        Args:
+            kind: 'accuracy SET' or 'separation JUDGE'.
+
+        Returns:
+            (0, 0) where no row has two such runs.
+        """
+        if kind not in self._between:
+            what, _, name = kind.partition(' ')
+            read = self._correct if what == 'accuracy' else self._aucs
+            found = [values.mean(1) for values in (read(row, name) for row in self._trained_anew) if len(values) > 1]
+            freedom = sum(len(runs) - 1 for runs in found)
+            squares = sum(len(runs) * np.var(runs) for runs in found)
+            self._between[kind] = (float(squares / freedom) ** 0.5, freedom) if freedom else (0.0, 0)
+        return self._between[kind]
+
+    def _with_trainings(self, kind: str, row: Row, people: np.ndarray, by_run: np.ndarray) -> Measured:
+        """Means over runs in each resample of people (R,), moved as other trainings might; each run's own (runs,)."""
+        deviation, freedom = self.between_trainings(kind)
+        if freedom and (row.reconstructed or kind.startswith('accuracy')):
+            trainings = len(by_run) if row.varies == ALL or not row.reconstructed else 1
+            generator = np.random.default_rng(keyed_seed('trainings', kind, row.runs[0].verify))
+            people = people + deviation / trainings**0.5 * generator.standard_t(freedom, RESAMPLES)
+        return _measured(people, by_run.tolist())
 
     def leakage(self, row: Row) -> list[dict]:
         """What the audits of the row's releases kept, up to the first that has not run."""
@@ -146,14 +176,9 @@ class Measures:
 
 
 def difference(a: Measured, b: Measured) -> Measured:
-    """a − b, paired by people and runs.
-
-    Raises:
-        ValueError: Different numbers of runs.
-    """
-    if a.runs != b.runs:
-        raise ValueError(f'{a.runs} and {b.runs} runs are no pairs.')
-    return _measured(a.resampled - b.resampled, [x - y for x, y in zip(a.by_run, b.by_run, strict=True)])
+    """a − b, paired by people; of as many runs as both have."""
+    found = _measured(a.resampled - b.resampled, [x - y for x, y in zip(a.by_run, b.by_run)])
+    return replace(found, mean=a.mean - b.mean)
 
 
 def worst_leakage(audit: dict, mode: str) -> list[float] | None:

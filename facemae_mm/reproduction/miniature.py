@@ -184,7 +184,7 @@ class Miniature(DataFlow):
             f'all: it goes on as plain MAE on W ({seen("mae.w.0")}; the row MSE), or, for every FaceMAE, with the '
             f'visible patches supervised too ({seen("start")}; the start) and then on W by the loss of the row '
             f'({seen("facemae.0")}). Recognisers train from scratch, and are R18 where '
-            'nothing else stands; those of the paper are R50 but for FaceCrowd and Table 5.',
+            'nothing else stands; those of the paper are R50 but for FaceCrowd, a row of FaceMAE and Table 5.',
             '',
             f"FaceMAE's learning rate, {rate('facemae.0')}, was chosen by training on one half of W and deploying on "
             "the other, by separation under MobileFaceNet, so Table 4's rows of halves are not untouched by that "

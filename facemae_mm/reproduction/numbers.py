@@ -36,7 +36,10 @@ def _training(folder: Path, inputs: Mapping[str, Path]) -> dict:
     steps = {}
     for log in logs:  # of a run that went on, the later one counts
         for line in log.read_text(encoding='utf-8').splitlines():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except ValueError:  # cut off where a run was killed; the one that went on has the step
+                continue
             if 'loss' in row:
                 steps[row['step']] = row
     last = [steps[step] for step in sorted(steps)[-max(1, len(steps) // 10) :]]

@@ -5,8 +5,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..whole_file import whole_file
 from .charts import draw_leakage, draw_trade_off
 from .claims import CLAIMS, FAILS, HOLDS, NOT_RUN, OPEN, OURS_ALONE, Evidence, Verdict, percent, worst
@@ -33,12 +31,12 @@ def write_page(folder: Path, store: Store, graph: DataFlow, tables: Mapping[str,
     Returns:
         The page.
     """
-    measures, judges = Measures(store), list(graph.judges())
+    measures, judges = Measures(store, tables.values()), list(graph.judges())
     evidence = Evidence(measures, dict(tables), judges)
     lines = [
         f'# {graph.title}',
         '',
-        'Made by `'
+        'Last written by `'
         + command
         + '` (of each path its last part). No number of ours is typed by hand: each comes from a record in `stages/`, '
         'which names its command, what it depended on (SHA-256), its cost, the versions and the commit.',
@@ -105,7 +103,7 @@ def _table(table: Table, measures: Measures, judges: Sequence[str], sets: Sequen
                 row.label + (f' ({row.remark})' if row.remark else ''),
                 *paper,
                 _percent(accuracy, accuracy),
-                *(_percent(measures.accuracy(row, None, name), accuracy) for name in sets),
+                *(_percent(measures.accuracy(row, name), accuracy) for name in sets),
                 *(
                     _percent(measures.separation(row, judge), accuracy) if _is_judged(row, judge) else ''
                     for judge in judges
@@ -190,16 +188,14 @@ def _claims(evidence: Evidence) -> list[str]:
         f'Of {len(CLAIMS) - ours} claims of the paper, by every measure that has run: {_counted(of_paper)}; of '
         f'{ours} of ours beside them: {_counted(of_ours)}. A claim '
         'holds where the whole 95 % interval of the difference says so, does not hold where the whole interval says '
-        'the contrary, and is not decided otherwise. Differences are in points, paired by people and runs; releases '
+        'the contrary, and is not decided otherwise. Differences are in points, paired by people; releases '
         'are compared in leakage unpaired, by the interval of the difference that follows from their two (Newcombe). '
         'What "does not matter" must lie within 2 points; that something "does not help" does not hold where the whole '
         'interval says that it helps, and holds where it helps by less than 2 points at most.',
         '',
-        'An interval of one run covers the people of the test alone, not what another training would change'
-        f'{_between_runs(evidence)}; of three runs it shows a third too little of that variance, on average. Where one '
-        "row has three trainings and another one (the tables' last column), their difference covers the masks and "
-        'recognisers of both, and the trainings of the one. A claim about leakage holds where it does in every run. '
-        'Figures 1 and 4 are of one run.',
+        f'{_covered(evidence)} A claim about leakage holds where it does in every run. Its intervals, and those of '
+        'Figures 1 and 4 and of alignment, are of the people of one run, not of what another training would change. No '
+        'interval is widened for the number of claims: a claim of several measures is judged by its worst.',
         '',
         *_markdown(['claim', 'where', 'measure', 'verdict', 'figures'], rows),
         *([f'Not run: {"; ".join(waiting)}.', ''] if waiting else []),
@@ -217,17 +213,24 @@ def _counted(outcomes: Sequence[tuple[str, bool]]) -> str:
     return ', '.join(said) or 'none has run'
 
 
-def _between_runs(evidence: Evidence) -> str:
-    """How far the accuracies of a row's runs differ, pooled over rows."""
-    rows = {row.runs[0].verify: row for table in evidence.tables.values() for row in table.rows.values()}
-    found = [one.by_run for one in map(evidence.measures.accuracy, rows.values()) if one and one.runs > 1]
-    if not found:
-        return ''
-    variance = sum(len(runs) * np.var(runs) for runs in found) / sum(len(runs) - 1 for runs in found)
+def _covered(evidence: Evidence) -> str:
+    """What intervals of accuracy and separation cover."""
+    kinds = [*(f'accuracy {name}' for name in ('lfw', *evidence.sets)), *(f'separation {j}' for j in evidence.judges)]
+    found = {kind: evidence.measures.between_trainings(kind) for kind in kinds}
+    said = [f'{_kind(kind)} {100 * deviation:.1f} points' for kind, (deviation, freedom) in found.items() if freedom]
+    if not said:
+        return 'Intervals cover the people of the test alone, not what another training would change.'
     return (
-        f" (accuracies of one row's runs differ by a standard deviation of {100 * variance**0.5:.1f} points, over "
-        f'{len(found)} rows)'
+        'Intervals of accuracy and separation cover the people of the test and what other trainings would change: the '
+        f'standard deviation between runs that train everything anew is, pooled over rows, {", ".join(said)}, over the '
+        "root of a row's trainings. Runs that share one reconstructor count as one training; of faces that no "
+        'reconstructor made, separation has the people alone.'
     )
+
+
+def _kind(kind: str) -> str:
+    what, _, name = kind.partition(' ')
+    return f'{what} ({SETS.get(name, name)})'
 
 
 def _figures(folder: Path, measures: Measures, tables: Mapping[str, Table]) -> list[str]:
@@ -344,8 +347,8 @@ def _costs(store: Store) -> list[str]:
         '',
         f'Versions: {", ".join(versions)}. Commits: {", ".join(commits)}.',
         '',
-        'Intervals: 95 %, resampling the people of the test and the runs, which differ in what the last column of a '
-        f'table says: {ALL}; {MASKS} where one training serves all; {RECOGNISER} where one release does. '
+        "Intervals of accuracy and separation: 95 %, as said above the claims; a table's last column says what runs "
+        f'differ in: {ALL}; {MASKS} where one training serves all; {RECOGNISER} where one release does. '
         'Leakage is that of the first run, its interval by people; behind it, in brackets, that of other runs.',
         '',
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..datasets.face_dataset import FaceRecordDataset
 from ..datasets.face_source import open_faces
-from .data_flow import DataFlow, Embedder, Size
+from .data_flow import PEOPLE, DataFlow, Embedder, Size
 
 #: W is cut into so many parts by identity; the paper takes 10 %.
 TENTHS = 10
@@ -65,9 +65,6 @@ BINS = dict(lfw=12_000, cfp_fp=14_000, agedb_30=12_000)
 
 #: Processes of the paper's trainings, a GPU each: of FaceMAE, 256 faces each; of recognisers, 128 each.
 FACEMAE_GPUS, RECOGNISER_GPUS = 8, 4
-
-#: People whose separation is measured, drawn by their names.
-PEOPLE = 2000
 
 #: Faces that tools/feature_map.py takes of a set.
 MAP_FACES = 6000

@@ -106,9 +106,9 @@ def _run_all(
                     stage = running.pop(future)
                     try:
                         seconds = future.result()
-                    except (OSError, ValueError, StageError) as error:
-                        failed[stage.name] = str(error)
-                        say(f'{stage.name} failed: {error}')
+                    except Exception as error:  # whatever damaged bytes lead to; other stages go on
+                        failed[stage.name] = str(error) or repr(error)
+                        say(f'{stage.name} failed: {failed[stage.name]}')
                     else:
                         done += 1
                         left -= stage.seconds

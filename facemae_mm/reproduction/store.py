@@ -4,13 +4,13 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
 from ..datasets.landmarks import find_landmarks
-from ..datasets.resumable import lock_folder, sha256_file
+from ..datasets.resumable import LOCK, lock_folder, sha256_file
 from ..evaluation.links import LINKS
 from ..json_file import read_json
 from ..whole_file import whole_file
@@ -43,14 +43,22 @@ class Store:
         self._source_digests: dict[str, str] = {}
         self._checked: dict[Path, str] = {}
 
-    def lock(self) -> TextIO:
+    def lock(self) -> ExitStack:
         """Keeps everybody else from these files until it is closed.
 
         Raises:
             FileExistsError: Another run is at work on them.
         """
-        self.cache.mkdir(parents=True, exist_ok=True)
-        return lock_folder(self.cache)
+        locks = ExitStack()
+        try:
+            for folder in (self.cache, self.results):
+                folder.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(lock_folder(folder))
+                locks.callback((folder / LOCK).unlink, missing_ok=True)
+        except OSError:
+            locks.close()
+            raise
+        return locks
 
     def record(self, stage: Stage) -> dict | None:
         """What is known of a stage with its present settings and inputs; None where it has to run."""
@@ -75,7 +83,7 @@ class Store:
             if not path.exists():
                 raise FileNotFoundError(f'{name}: {path} does not exist.')
             table = find_landmarks(path)
-            self._source_digests[name] = content_digest(path) + ('' if table is None else sha256_file(table))
+            self._source_digests[name] = files_digest(path) + ('' if table is None else sha256_file(table))
         return self._source_digests[name]
 
     def folder(self, stage: Stage) -> Path:
@@ -165,26 +173,41 @@ def output_path(stage: Stage, folder: Path) -> Path | None:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of content: of a checkpoint's weights alone, of a file's bytes, or of a folder's files by name.
+    """SHA-256 of what a stage made: of a checkpoint's weights alone, else as of `files_digest`.
 
-    A folder's links (`FOLDER.private/links.csv`) belong to it.
+    Raises:
+        ValueError: A damaged checkpoint.
     """
-    if path.suffix == '.pth':
-        return _weights_digest(path)
+    return _weights_digest(path) if path.suffix == '.pth' else files_digest(path)
+
+
+def files_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of a folder's files by name.
+
+    A folder's links (`FOLDER.private/links.csv`) belong to it; hidden files and thumbnails do not: nothing reads them.
+    """
     if path.is_file():
         return sha256_file(path)
     digest = hashlib.sha256()
     links = path.with_name(f'{path.name}.private') / LINKS
-    files = sorted(file for file in path.rglob('*') if file.is_file()) + ([links] if links.is_file() else [])
+    files = sorted(file for file in path.rglob('*') if file.is_file() and not _unread(file.relative_to(path)))
+    files += [links] if links.is_file() else []
     for file in files:
         name = file.relative_to(path).as_posix() if file != links else LINKS
         digest.update(f'{name}\n{sha256_file(file)}\n'.encode())
     return digest.hexdigest()
 
 
+def _unread(file: Path) -> bool:
+    return file.name == 'Thumbs.db' or any(part.startswith('.') for part in file.parts)
+
+
 def _weights_digest(path: Path) -> str:
     """Checkpoints hold times beside the weights."""
-    state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)['state_dict']
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)['state_dict']
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        raise ValueError(f'{path} is a damaged checkpoint: {error!r}. Delete its folder: it is made anew.') from error
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].contiguous()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from .data_flow import DataFlow
 from .miniature import Miniature
@@ -48,6 +49,7 @@ class Row:
         runs: Ours, by seed.
         varies: What differs between them.
         remark: What a reader must know of it.
+        reconstructed: Whether a trained reconstructor made its faces.
     """
 
     label: str
@@ -55,6 +57,7 @@ class Row:
     runs: tuple[Run, ...]
     varies: str
     remark: str = ''
+    reconstructed: bool = True
 
 
 @dataclass(frozen=True)
@@ -180,30 +183,31 @@ def table1(cells: Cells) -> Table:
     def gan(identity_mixup: bool, network: str | None = None) -> tuple[Run, ...]:
         return cells.faces_of(lambda seed: graph.synthetic(identity_mixup, seed), network, links=False, of_w=True)
 
+    plain = partial(Row, reconstructed=False)  # no reconstructor made their faces
     mini = isinstance(graph, Miniature)
     upper_bound, synface = (99.35, 94.38, 94.73), (88.98, 76.23, 72.17)
-    rows = dict(original=Row('original', None if mini else upper_bound, cells.original(), RECOGNISER))
+    rows = dict(original=plain('original', None if mini else upper_bound, cells.original(), RECOGNISER))
     if mini:
         faces = 'faces and recogniser, one generator'
         rows |= dict(
-            original_r50=Row('original, R50', upper_bound, cells.original('r50'), RECOGNISER),
-            synface=Row('GAN, people of W', None, gan(False), faces),
-            synface_im=Row('SynFace: identity mixup', synface, gan(True), faces),
-            synface_dm=Row(
+            original_r50=plain('original, R50', upper_bound, cells.original('r50'), RECOGNISER),
+            synface=plain('GAN, people of W', None, gan(False), faces),
+            synface_im=plain('SynFace: identity mixup', synface, gan(True), faces),
+            synface_dm=plain(
                 'SynFace: identity and domain mixup', None, gan(True, 'domain_mixup'), faces, 'with 77 real people of W'
             ),
         )
     if graph.synthetic_size:
         remark = '' if mini else "the paper's are SynFace's"
-        rows['synthetic'] = Row(
+        rows['synthetic'] = plain(
             'synthetic, as released', None if mini else synface, cells.synthetic(), RECOGNISER, remark
         )
     rows |= dict(
-        parts=Row('parts of faces (FaceCrowd)', (83.58, None, None), distorted('parts'), RECOGNISER),
-        blur=Row('blur', None, distorted('blur'), RECOGNISER),
-        noise=Row('noise', None, distorted('noise'), 'noise and recogniser'),
-        pixelate=Row('pixelation', None, distorted('pixelate'), RECOGNISER),
-        masked=Row('75 % masked', (95.23, 79.02, 74.13), distorted('masked'), MASKS),
+        parts=plain('parts of faces (FaceCrowd)', (83.58, None, None), distorted('parts'), RECOGNISER),
+        blur=plain('blur', None, distorted('blur'), RECOGNISER),
+        noise=plain('noise', None, distorted('noise'), 'noise and recogniser'),
+        pixelate=plain('pixelation', None, distorted('pixelate'), RECOGNISER),
+        masked=plain('75 % masked', (95.23, 79.02, 74.13), distorted('masked'), MASKS),
         mae=Row('MAE', (97.62, 87.14, 85.68), cells.released(graph.mae, audit=True), ALL),
         mae_pasted=Row(
             'MAE, visible patches pasted',
@@ -221,8 +225,8 @@ def table1(cells: Cells) -> Table:
         augmented = 'r18_augmented'
         masked = cells.faces_of(lambda seed: graph.distorted('masked', seed), augmented)
         rows |= dict(
-            original_augmented=Row('original, augmented', None, cells.original(augmented), RECOGNISER),
-            masked_augmented=Row('75 % masked, augmented', None, masked, MASKS),
+            original_augmented=plain('original, augmented', None, cells.original(augmented), RECOGNISER),
+            masked_augmented=plain('75 % masked, augmented', None, masked, MASKS),
             mae_augmented=Row('MAE, augmented', None, cells.released(graph.mae, augmented), ALL),
             facemae_augmented=Row('FaceMAE, augmented', None, cells.facemae(augmented), ALL),
         )
