@@ -201,17 +201,22 @@ class Dying(_Masker):
         return super().__call__(image)
 
 
-@pytest.mark.parametrize('place', [0, 9, 15])
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, faces, mask, monkeypatch, place):
-    mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0)
-    source = open_faces(faces)
+def mask_until_killed(source, out, mask, place, monkeypatch):
+    """Masks in another process, which is killed at so many faces."""
     source.die_at = opaque_order(mask, source.keys, source.labels, source.identities)[0][place]
     child = os.fork()
     if not child:
         monkeypatch.setattr('facemae_mm.datasets.masking._Masker', Dying)
-        mask_faces(source, tmp_path / 'masked', mask, workers=0)
+        mask_faces(source, out, mask, workers=0)
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.parametrize('place', [0, 9, 15])
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, faces, mask, monkeypatch, place):
+    mask_faces(open_faces(faces), tmp_path / 'whole', mask, workers=0)
+    source = open_faces(faces)
+    mask_until_killed(source, tmp_path / 'masked', mask, place, monkeypatch)
     assert not (tmp_path / 'masked').exists()
     with pytest.raises((ValueError, FileNotFoundError)):
         open_faces(tmp_path / 'masked.partial')
@@ -254,14 +259,7 @@ def test_killed_at_each_step_of_the_end(tmp_path, faces, mask, monkeypatch, step
 
 
 def test_other_faces_under_the_same_names_are_not_mixed(tmp_path, faces, mask, monkeypatch):
-    source = open_faces(faces)
-    source.die_at = opaque_order(mask, source.keys, source.labels, source.identities)[0][9]
-    child = os.fork()
-    if not child:
-        monkeypatch.setattr('facemae_mm.datasets.masking._Masker', Dying)
-        mask_faces(source, tmp_path / 'masked', mask, workers=0)
-        os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    mask_until_killed(open_faces(faces), tmp_path / 'masked', mask, 9, monkeypatch)
     write_faces(tmp_path / 'others', seed=5)
     with pytest.raises(FileExistsError, match=r'begun with other settings: faces_sha256'):
         mask_faces(open_faces(tmp_path / 'others'), tmp_path / 'masked', mask, workers=0)
