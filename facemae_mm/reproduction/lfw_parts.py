@@ -127,7 +127,7 @@ def split_lfw(faces: Path, pairs: Path, split: Config, out: Path) -> dict[str, t
                 f'Part {name} has {len(people)} people, and the split says {part["people"]}. Mend the split.'
             )
         for person in people:
-            shutil.copytree(faces / person, draft / name / person)
+            shutil.copytree(faces / person, draft / name / person, ignore=shutil.ignore_patterns('.*', 'Thumbs.db'))
         if rows:
             chosen = set(people)
             own = [row for row in rows[1:] if row[0].partition('/')[0] in chosen]
