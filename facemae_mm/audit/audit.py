@@ -177,10 +177,8 @@ class Audit:
             if refused[0]:
                 self.notes.append(f'Attacker {name} was left out: {refused[0]}')
                 return None
-            if get_rank():
-                attacker.fit(
-                    self.pairs, self.folder, self.device, self.settings.flip
-                )  # reads what the first process learnt
+            if get_rank():  # reads what the first process learnt
+                attacker.fit(self.pairs, self.folder, self.device, self.settings.flip)
         attacker.photo_network.to(self.device)
         attacker.released_network.to(self.device)
         matched, whose = self.matched, (self.matched.released_identity, self.matched.released_source)

@@ -1,6 +1,7 @@
 """Five points of each face, from the table beside a set."""
 
 import csv
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ def find_landmarks(path: str | Path) -> Path | None:
     folder = path if path.is_dir() else path.parent
     places = folder / TABLE, path.with_name(f'{path.name}.{TABLE}'), path.with_name(f'{path.stem}.{TABLE}')
     return next((place for place in places if place.is_file()), None)
+
+
+def landmarks_digest(landmarks: np.ndarray | None) -> str | None:
+    """SHA-256 of the points of a set, (N, 5, 2); None of none."""
+    return None if landmarks is None else hashlib.sha256(landmarks.reshape(-1)).hexdigest()
 
 
 def read_landmarks(source: 'FaceSource') -> np.ndarray | None:

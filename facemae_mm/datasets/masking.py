@@ -1,6 +1,5 @@
 """From a set of faces to its masked dataset: the owner's side of the deployment (section 3.1)."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from .face_mask import FaceMask
 from .face_source import FaceSource
-from .landmarks import read_landmarks
+from .landmarks import landmarks_digest, read_landmarks
 from .load_face import LoadFace
 from .masked_dataset import FACES, FORMAT, INFO, KEYS, MAX_SIDE, VERSION, MaskedSource, encode_masked
 from .ordered_work import in_order
@@ -60,11 +59,7 @@ def mask_faces(
         )
     described = mask.describe(size)
     landmarks = read_landmarks(source) if mask.needs_landmarks else None
-    settings = dict(
-        mask=described,
-        images=len(source),
-        landmarks_sha256=None if landmarks is None else hashlib.sha256(landmarks.reshape(-1)).hexdigest(),
-    )
+    settings = dict(mask=described, images=len(source), landmarks_sha256=landmarks_digest(landmarks))
     folder = PartialFolder(out, lambda: settings | dict(faces_sha256=faces_digest(source)), SOURCE_KEYS)
     masker = _Masker(source, mask, size, landmarks, on_error)
     order = opaque_order(mask, source.keys, source.labels, source.identities)[0].tolist()

@@ -22,6 +22,7 @@ from mmpretrain.registry import HOOKS, MODELS
 from tqdm import tqdm
 
 from ..datasets import FaceMask, FaceRecordDataset, open_faces
+from ..datasets.landmarks import landmarks_digest
 from ..datasets.masked_dataset import MaskedSource
 from ..datasets.release_source import FOLDERS, FORMAT, LAYOUTS, MANIFEST, RECORDS, VERSION
 from ..datasets.resumable import (
@@ -239,7 +240,7 @@ class ReconstructionExportHook(Hook):
             processor=processor_name() if loop.device.type == 'cpu' else None,
             images=len(self.plan),
             names_sha256=keys_digest(map(repr, self.plan.names(range(len(self.plan))))),
-            landmarks_sha256=None if landmarks is None else hashlib.sha256(landmarks.reshape(-1)).hexdigest(),
+            landmarks_sha256=landmarks_digest(landmarks),
             shard_size=self.shard_size,
             samples=self.samples,
             originals_phi_sha256=self.phi_used,
