@@ -18,6 +18,9 @@ from ..whole_file import whole_file
 
 PAIRS = 'pairs.csv'
 
+#: Names that no reader of faces takes: a set is cut, and known by its bytes, without them.
+HIDDEN = ('.*', 'Thumbs.db')
+
 
 def check_lfw(source: FaceSource, pairs: Path, split: Config) -> None:
     """Whether faces and list are those that a split was made for.
@@ -127,7 +130,7 @@ def split_lfw(faces: Path, pairs: Path, split: Config, out: Path) -> dict[str, t
                 f'Part {name} has {len(people)} people, and the split says {part["people"]}. Mend the split.'
             )
         for person in people:
-            shutil.copytree(faces / person, draft / name / person, ignore=shutil.ignore_patterns('.*', 'Thumbs.db'))
+            shutil.copytree(faces / person, draft / name / person, ignore=shutil.ignore_patterns(*HIDDEN))
         if rows:
             chosen = set(people)
             own = [row for row in rows[1:] if row[0].partition('/')[0] in chosen]

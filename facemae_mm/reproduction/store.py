@@ -5,6 +5,7 @@ import json
 import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ..datasets.resumable import LOCK, lock_folder, sha256_file
 from ..evaluation.links import LINKS
 from ..json_file import read_json
 from ..whole_file import whole_file
+from .lfw_parts import HIDDEN
 from .numbers import READERS, last_checkpoint
 from .stage import Stage
 
@@ -190,7 +192,7 @@ def files_digest(path: Path) -> str:
         return sha256_file(path)
     digest = hashlib.sha256()
     links = path.with_name(f'{path.name}.private') / LINKS
-    files = sorted(file for file in path.rglob('*') if file.is_file() and not _unread(file.relative_to(path)))
+    files = sorted(file for file in path.rglob('*') if file.is_file() and not _hidden(file.relative_to(path)))
     files += [links] if links.is_file() else []
     for file in files:
         name = file.relative_to(path).as_posix() if file != links else LINKS
@@ -198,8 +200,8 @@ def files_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _unread(file: Path) -> bool:
-    return file.name == 'Thumbs.db' or any(part.startswith('.') for part in file.parts)
+def _hidden(file: Path) -> bool:
+    return any(fnmatchcase(part, pattern) for part in file.parts for pattern in HIDDEN)
 
 
 def _weights_digest(path: Path) -> str:
