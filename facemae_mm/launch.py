@@ -1,5 +1,6 @@
 """Starting a run: processes on GPUs or CPUs, what to refuse before anything is built, the effective batch."""
 
+import atexit
 import logging
 import os
 import signal
@@ -87,8 +88,6 @@ def start(config: Config, launcher: str, parts: Sequence[str] = TRAIN_PARTS, che
         dist.all_gather_object(reasons, own)
     reason = next((reason for reason in reasons if reason), None)
     if reason:
-        if dist.is_initialized():
-            dist.destroy_process_group()  # its threads would now and then abort the exit, with another code
         refuse(reason, local_rank)
 
 
@@ -146,6 +145,7 @@ def init_distributed(config: Config, launcher: str) -> None:
         os.environ.setdefault('MASTER_PORT', '29500')
         seconds = config.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
         dist.init_process_group('gloo', timeout=timedelta(seconds=seconds))
+        atexit.register(_leave_processes)
     config.model_wrapper_cfg = dict(
         dict(
             type='MMDistributedDataParallel',
@@ -157,6 +157,16 @@ def init_distributed(config: Config, launcher: str) -> None:
         **(config.get('model_wrapper_cfg') or {}),
         device_ids=None,
     )
+
+
+def _leave_processes() -> None:
+    """Ends gloo's threads while Python still runs.
+
+    One that lets go of the last exchange's tensors later aborts the exit (signal 6), which the launcher takes for a
+    failure. After an uncaught error an exchange may be under way, for which this would wait; it has failed anyway.
+    """
+    if dist.is_initialized() and not hasattr(sys, 'last_value'):
+        dist.destroy_process_group()
 
 
 def start_processes(launcher: str, timeout: int = 1800) -> torch.device:

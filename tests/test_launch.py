@@ -68,6 +68,23 @@ def test_processes_without_a_gpu_meet_by_gloo_and_share_the_cores(port, monkeypa
     assert [queue.get() for _ in range(2)] == [('gloo', 3, threads, wrapper)] * 2
 
 
+@pytest.mark.parametrize(('end', 'met'), [('sys.exit(2)', False), ("raise RuntimeError('uncaught')", True)])
+def test_the_group_ends_before_python_does(port, end, met):
+    """Threads that gloo has left would abort a late exit; an uncaught error may leave an exchange to wait for."""
+    script = f"""
+import atexit, os, sys
+import torch.distributed as dist
+from facemae_mm.launch import start_processes
+os.environ.update(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_PORT='{port}', CUDA_VISIBLE_DEVICES='-1')
+atexit.register(lambda: print('met:', dist.is_initialized()))
+start_processes('pytorch')
+dist.barrier()
+{end}
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=300)
+    assert f'met: {met}' in done.stdout and done.returncode == (1 if met else 2), done.stderr
+
+
 def test_a_single_process_needs_no_group():
     cfg = Config(dict())
     init_distributed(cfg, 'none')
