@@ -163,7 +163,7 @@ def _leave_processes() -> None:
     """Ends gloo's threads while Python still runs.
 
     One that lets go of the last exchange's tensors later aborts the exit (signal 6), which the launcher takes for a
-    failure. After an uncaught error an exchange may be under way, for which this would wait; it has failed anyway.
+    failure. After an uncaught error an exchange may be under way, for which this would wait.
     """
     if dist.is_initialized() and not hasattr(sys, 'last_value'):
         dist.destroy_process_group()

@@ -10,6 +10,7 @@ import cv2
 import pytest
 
 from facemae_mm.datasets.resumable import sha256_file
+from facemae_mm.precision import native_bfloat16
 from facemae_mm.release.check import check_release
 from facemae_mm.release.manifest import read_manifest
 
@@ -26,7 +27,9 @@ def test_both_sides_of_train_step_learn_alike(repository):
     text, ratios = train_step(repository, '--curves-only', '--steps', '24')
     assert list(ratios) == ['loss_deviation'] and float(ratios['loss_deviation']) < 0.01
     losses = re.findall(r'(Ours|Peer): loss ([\d.]+) at first, ([\d.]+) over', text)
-    assert [name for name, *_ in losses] == ['Ours', 'Peer'] and losses[0][1] == losses[1][1]
+    assert [name for name, *_ in losses] == ['Ours', 'Peer']
+    rounding = 5e-3 if native_bfloat16('cpu') else 0  # of ours alone
+    assert float(losses[0][1]) == pytest.approx(float(losses[1][1]), rel=rounding)
     assert all(float(last) < float(first) for _, first, last in losses)
 
 

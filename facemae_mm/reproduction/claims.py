@@ -75,7 +75,8 @@ class Evidence:
         """'a − b', as their rows are called; of two of one name, with their tables."""
         labels = [row.label if row else place for place, row in ((place, self.row(place)) for place in (a, b))]
         if labels[0] == labels[1]:
-            return ' − '.join(f'{label} of Table {place[5]}' for label, place in zip(labels, (a, b)))
+            numbers = [place.partition('.')[0].removeprefix('table') for place in (a, b)]
+            return ' − '.join(f'{label} of Table {number}' for label, number in zip(labels, numbers))
         return ' − '.join(f'({label})' if '+' in label else label for label in labels)
 
     def _pair(self, a: str, b: str, measure: Callable[[Row], Measured | None]) -> Measured | None:

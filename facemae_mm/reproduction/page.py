@@ -36,10 +36,11 @@ def write_page(folder: Path, store: Store, graph: DataFlow, tables: Mapping[str,
     lines = [
         f'# {graph.title}',
         '',
-        'Last written by `'
+        'Last drawn by `'
         + command
-        + '` (of each path its last part). No number of ours is typed by hand: each comes from a record in `stages/`, '
-        'which names its command, what it depended on (SHA-256), its cost, the versions and the commit.',
+        + '` (of each path its last part), from what all commands so far have run. No number of ours is typed by hand: '
+        'each comes from a record in `stages/`, which names its command, what it depended on (SHA-256), its cost, the '
+        'versions and the commit.',
         '',
         *graph.described(lambda name: store.record(store.stages[name])),
         _tested(evidence.sets),
@@ -342,8 +343,8 @@ def _costs(store: Store) -> list[str]:
         '## Cost and settings',
         '',
         *_markdown(['stages', 'run', 'time', 'processor time'], rows),
-        f'{len(everything)} stages have run, {missing} have not. Time is of stages that shared the processor with each '
-        'other and with other work.',
+        f'{len(everything)} stages have run; {missing} more would give every row all its runs. Time is of stages that '
+        'shared the processor with each other and with other work.',
         '',
         f'Versions: {", ".join(versions)}. Commits: {", ".join(commits)}.',
         '',
