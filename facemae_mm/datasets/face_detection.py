@@ -119,8 +119,8 @@ class InsightFaceDetector(FaceDetector):
         border: As `FaceDetector`.
     """
 
-    #: Measured on 2,130 tight 112×112 LFW crops with SCRFD-500M: found without a border 0.7 %, with 0.25 99.95 %, with
-    #: 1.0 100 %. Without one, faces that are small in a large photograph stay larger.
+    #: Of LFW's 13,233 tight crops of 112×112 SCRFD-500M found 135 without a border, 13,228 with 0.25, the other 5 with
+    #: 1.0. Without one, faces that are small in a large photograph stay larger.
     ATTEMPTS = ((0.25, 0), (0.0, 0), (1.0, 0))
 
     def __init__(self, pack: str = 'buffalo_l', root: str = '~/.insightface', border: float | None = None) -> None:
